@@ -1,0 +1,1145 @@
+"""Read ZIP archives, and any other object, in Amazon S3 through the AWS command line: no boto3, no download.
+
+    import zipfile
+    from s3zip import S3File
+
+    with zipfile.ZipFile(S3File("s3://bucket/archive.zip")) as archive:
+        for info in archive.infolist():
+            print(info.filename, info.file_size)
+        with archive.open("data/table.csv") as member:
+            for line in member:
+                ...
+
+The path of a read, which is also the order of this file:
+
+    S3File               io.BufferedReader: peek, readline, iteration and locking, all in C
+      _ObjectReader      the position, the caches, and the decision what to fetch next
+        _Segment         one range of the object: a running `aws s3api get-object` and the temp file that it fills
+          _Object        which object it is, how to ask for a range of it, and whether an answer is of the version opened
+            _Call        one run of `aws`: the only place that starts a process
+              _aws_error the only place that reads what a failed `aws` said
+
+What costs is starting `aws`: about half a second of CPU, in which one connection to S3 moves 40 MB. So the reader asks
+for few and large ranges, reads their temp files while these still grow, and starts the next ones before they are needed.
+A ZIP's own directory tells where members begin and end: what is fetched for one member ends with that member.
+
+Ranges are half-open, [start, end), except in `_http_range`. Everything raised for S3's sake is an `S3Error`.
+"""
+
+import bisect
+import errno
+import io
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import warnings
+import weakref
+
+__all__ = ["S3File", "s3open", "S3Error", "CACHE_SIZE"]
+__version__ = "1.0.0"
+
+KiB, MiB = 1024, 1024 * 1024
+
+CACHE_SIZE = 1 * MiB        # bytes in the front and in the back cache: the directory of some 10 000 members, 12 ms at 90 MB/s
+TEMP_DISK = 512 * MiB       # `cache_size` by default: what one file may hold in the temp folder
+
+_BUFFER_SIZE = 128 * KiB    # of the BufferedReader: one look into a temp file serves 32 reads of zipfile
+_FIRST_WINDOW = 1 * MiB     # of a reader who has just run on to another member, or jumped in an object without members
+_SMALLEST_RANGE = 128 * KiB  # of what is asked for: its neighbours, in 2 ms
+_GROWTH = 4                 # each further window is so many times the last one
+_FIRST_SEGMENT = 32 * MiB   # of a run: it arrives in less time than a call takes to start, so it may be given up easily
+_SMALLEST_LIMIT = 64 * KiB  # of a segment, however little disk there is
+_JUMP = 1 * MiB             # skipping so much forward still counts as reading on
+_HELD_BACK = 1 * MiB        # the end of a segment, which is given out only when the call has ended and its answer is right
+_MOST_RUNNING = 5           # processes of one file, if it is read in one place
+_MOST_RUNS = 8              # places in turn that keep what they have running
+_MOST_SEGMENTS = 100        # temp files of one file: a process on macOS may open 256
+_CALL_SECONDS = 0.45        # what it costs to start `aws`
+_LOOK_EVERY = 1 * MiB       # bytes read between thoughts about what else to start
+_POLL = 0.005               # seconds between looks at a growing file: 0.5 MB at 90 MB/s, at 1 % of a core
+_TRIES = 5                  # calls in a row without a new byte before their error is raised
+_PAUSE = 0.2                # seconds before a range is asked for again; doubled each time
+
+_UPLOAD_BUFFER = 256 * KiB  # of the BufferedWriter: about what a socket takes at once
+_INTERRUPT_SECONDS = 1      # for `aws s3 cp` to know of an interrupt before its input ends: v1 might wait 60 s for a part
+_ABORT_SECONDS = 90         # for `aws s3 cp` to take back what it has uploaded: longer than its read timeout
+
+_log = logging.getLogger("s3zip")
+
+
+class S3File(io.BufferedReader):
+    """An object in S3 as a file opened with "rb": seekable, and read through `aws s3api get-object`.
+
+    name: "s3://BUCKET/KEY", or the ARN of an access point in place of the bucket. All after the first slash is the key,
+        to the letter: `?`, `#`, `%`, spaces and slashes mean nothing special.
+    mode: "rb" and nothing else.
+    aws: the command with its global options, as a string that is split as a shell would or as a sequence, such as
+        "aws --profile prod --region eu-west-1"; by default the environment variable S3ZIP_AWS, else "aws".
+    version_id: the version to read (needs s3:GetObjectVersion); by default the latest, which is pinned by its ETag.
+    options: more options of `aws s3api get-object`, string or sequence, such as ("--request-payer", "requester").
+    cache_size: bytes of temp disk to use, by default 512 MiB or two fifths of what is free, whichever is less. The range
+        that is being read comes on top, a quarter of it. A larger one allows larger ranges.
+
+    Opening makes one call, which fetches the last CACHE_SIZE bytes and learns the length. It raises ValueError for a URL or
+    a mode that cannot be, else FileNotFoundError, PermissionError, ConnectionError or a plain S3Error; all are S3Errors.
+    Reading raises S3Error with errno ESTALE if the object has changed since; what merely broke off is asked for again.
+
+    Attributes: name, mode, url (parsed), bucket, key, length (bytes), ETag (None for an empty object), version_id,
+    frontcache and backcache (the first and the last CACHE_SIZE bytes).
+    An S3File can be pickled: it opens again where it is first used, at the same position, and only the same version.
+    """
+
+    def __init__(self, name, mode="rb", *, aws=None, version_id=None, options=(), cache_size=None):
+        if mode != "rb":
+            raise ValueError("mode must be 'rb', not %r; s3open reads text and writes" % (mode,))
+        if cache_size is not None and cache_size < 0:
+            raise ValueError("cache_size must not be negative")
+        raw = _ObjectReader(_Object(name, aws, options, version_id), cache_size)
+        raw.open()
+        super().__init__(raw, _BUFFER_SIZE)
+
+    url = property(lambda self: self.raw.source.url, doc="the URL parsed: scheme, netloc (the bucket), path (/ and the key)")
+    bucket = property(lambda self: self.raw.source.bucket, doc="the bucket's name or the access point's ARN")
+    key = property(lambda self: self.raw.source.key, doc="the key, to the letter")
+    length = property(lambda self: self.raw.source.length, doc="bytes in the object")
+    ETag = property(lambda self: self.raw.source.ETag, doc="as S3 gives it, in quotes; None for an empty object")
+    version_id = property(lambda self: self.raw.source.version_id, doc="the version opened; None without versioning")
+    frontcache = property(lambda self: self.raw.head(), doc="the first CACHE_SIZE bytes, fetched when first needed")
+    backcache = property(lambda self: self.raw.tail(), doc="the last CACHE_SIZE bytes, there since opening")
+
+    def __repr__(self):
+        return "<s3zip.S3File %r%s>" % (self.raw.source.name, " closed" if self.closed else "")
+
+    def __reduce_ex__(self, protocol):
+        return _reopen, (type(self), self.raw.source, self.raw.cache_size, self.tell())
+
+
+def _reopen(cls, source, cache_size, position):
+    """Make a pickled S3File again, without a call: an error raised here would break the process pool that unpickles."""
+    file = cls.__new__(cls)
+    io.BufferedReader.__init__(file, _ObjectReader(source, cache_size), _BUFFER_SIZE)
+    file.seek(position)
+    return file
+
+
+class _Run:
+    """One reader's way through the object; there are several when members are read in turn."""
+
+    def __init__(self, position):
+        self.position = position        # where it was read last
+        self.last_start = None          # where its last segment starts; None: has none yet
+        self.window = 0                 # bytes to fetch whatever member they are of; grows as reading runs on
+        self.depth = 1                  # how many segments to have ahead of the one that is read
+        self.turn = 0                   # when it was read last, counted in changes from run to run
+        self.look_again = position      # where to think of more segments next
+        self.waited = 0.0               # seconds spent waiting for data since `since`
+        self.since = time.monotonic()   # when depth was changed last
+
+    def wait(self, seconds, for_network):
+        """Let time pass until more has come. What more segments ahead would not have spared does not count as waiting."""
+        time.sleep(seconds)
+        if for_network:
+            self.waited += seconds
+        else:
+            self.since = time.monotonic()
+
+    def adjust(self):
+        """Have more segments ahead when half of the time is spent waiting for the network, fewer when hardly any is."""
+        elapsed = time.monotonic() - self.since
+        if self.waited > max(0.05, elapsed / 2):
+            self.depth = min(self.depth + 1, _MOST_RUNNING - 1)
+        elif elapsed > 1 and self.waited < elapsed / 10:
+            self.depth = max(self.depth - 1, 1)
+        elif elapsed < 1:
+            return
+        self.waited, self.since = 0.0, time.monotonic()
+
+
+class _ObjectReader(io.RawIOBase):
+    """The position, what of the object is in memory or on disk, and what to fetch next.
+
+    BufferedReader calls this under its lock: only one thread is ever in here.
+    """
+
+    mode = "rb"
+
+    def __init__(self, source, cache_size):
+        self.source = source
+        self.cache_size = cache_size    # as the caller gave it
+        self.calls = 0                  # segments started, of which each is a run of `aws`
+        self.fetched = 0                # bytes that dropped segments brought
+        self.unread = 0                 # and how many of those nobody read
+        self._position = 0
+        self._tail = None               # the back cache; None: not fetched yet
+        self._head = None               # the front cache; None: not fetched, or still in its segment
+        self._segments = []             # what is on disk or coming, oldest first
+        self._runs = []                 # the last few, the one read last first
+        self._turn = 0                  # changes from run to run
+        self._keep = 1                  # how many runs seem to be read in turn
+        self._new_runs = 0              # changes to a new run, in a row
+        self._budget = None             # bytes of temp disk; None: not looked up yet
+        self._failures = 0              # calls in a row that brought no byte
+        self._wanted = 0                # the position up to which the caller has asked for bytes
+        self._bounds = None             # where members begin and end, ascending; None: the tail not looked at yet
+        self._unread_directory = None   # an archive's directory that reaches beyond the tail and has not come yet
+        self._pid = os.getpid()
+
+    # -- what io asks for
+
+    @property
+    def name(self):
+        """The URL as given. zipfile asks for it before it reads, and would make BadZipFile of what reading raises: so a
+        file that comes out of a pickle is opened here."""
+        if not self.closed:
+            self.open()
+        return self.source.name
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def tell(self):
+        return self._position
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.source.length}
+        if whence not in bases:
+            raise ValueError("invalid whence (%r, should be 0, 1 or 2)" % (whence,))
+        if bases[whence] + offset < 0:
+            raise OSError(errno.EINVAL, "seek to before the beginning", self.source.name)
+        self._position = bases[whence] + offset
+        return self._position
+
+    def readinto(self, buffer):
+        view = memoryview(buffer).cast("B")
+        self._wanted = self._position + len(view) if len(view) > _BUFFER_SIZE else 0
+        return self._advance(view)
+
+    def readall(self):
+        pieces = io.BytesIO()           # unlike a join, its getvalue() makes no second copy
+        piece = memoryview(bytearray(min(8 * MiB, max(0, self.source.length - self._position))))
+        self._wanted = self.source.length
+        count = self._advance(piece)
+        while count:
+            pieces.write(piece[:count])
+            count = self._advance(piece)
+        return pieces.getvalue()
+
+    def close(self):
+        """Stop what is running. Never raises: that would replace the exception of the `with` body."""
+        while self._segments:
+            self._drop(self._segments[-1])
+        super().close()
+
+    # -- what is in memory
+
+    def open(self):
+        """Fetch the tail, unless it is there: its answer tells length, ETag and version."""
+        while self._tail is None:
+            if self.source.length == 0:
+                self._tail = b""
+                return
+            segment = self._start(-CACHE_SIZE, 0, _Run(0), "open")
+            try:
+                while segment.running():
+                    time.sleep(_POLL)
+                if segment.error is None:
+                    self._tail = segment.read(0, CACHE_SIZE)
+                elif segment.error.code in ("InvalidRange", "416") and self.source.length is None:
+                    self.source.length = 0      # the last bytes can be had of any object but an empty one
+                elif self.source.length is None and not segment.arrived:
+                    raise segment.error         # `aws` has tried several times
+                else:
+                    self._count_failure(segment)
+            finally:
+                self._drop(segment)
+
+    def expect_all(self):
+        """Take the object for one member: it is going to be read as a whole."""
+        self._bounds = [0, self.source.length]
+
+    def tail(self):
+        self.open()
+        return self._tail
+
+    def head(self):
+        self.open()
+        if self._head is None:
+            head = memoryview(bytearray(min(CACHE_SIZE, self.source.length)))
+            at = 0
+            while at < len(head):
+                at += self._read(at, head[at:])
+            self._head = bytes(head)
+        return self._head
+
+    def _tail_start(self):
+        return self.source.length - len(self._tail)
+
+    def _cached(self, start, end):
+        """What the caches have of [start, end), from start on."""
+        if start >= self._tail_start():
+            return self._tail[start - self._tail_start():end - self._tail_start()]
+        return self._head[start:end] if self._head else b""
+
+    # -- reading
+
+    def _advance(self, view):
+        """Fill view from the position on, at least one byte of it before the end of the object."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        view = view[:max(0, self.source.length - self._position)]
+        count = self._read(self._position, view) if view else 0
+        self._position += count
+        return count
+
+    def _read(self, position, view):
+        self.open()
+        if self._pid != os.getpid():
+            self._forget_parents_calls()
+        cached = self._cached(position, position + len(view))
+        if cached:
+            view[:len(cached)] = cached
+            return len(cached)
+        while True:
+            segment = self._segment_at(position) or self._demand(position)
+            self._visit(segment.run, position)
+            count = segment.readinto(view, position)
+            if count:
+                self._failures = 0
+                segment.run.position = position + count
+                return count
+            if segment.running():
+                segment.run.wait(_POLL, for_network=segment.is_short())
+                segment.run.look_again = position
+            else:
+                self._recover(segment)
+
+    def _segment_at(self, position):
+        for segment in self._segments:
+            if segment.start <= position < segment.end:
+                return segment
+        return None
+
+    def _recover(self, segment):
+        """A segment broke off before the byte that is read now: raise its error, or let that byte be asked for again."""
+        segment.end = segment.start + segment.arrived
+        if not segment.arrived:
+            self._drop(segment)
+        self._count_failure(segment)
+
+    def _count_failure(self, segment):
+        """Raise the segment's error if it will not pass or came too often without a new byte; else wait a little."""
+        self._failures = 0 if segment.arrived else self._failures + 1
+        if not segment.error.passing or self._failures >= _TRIES:
+            self._failures = 0
+            raise segment.error
+        _log.warning("resuming %s at byte %d: %s", self.source.name, segment.start + segment.arrived, segment.error.strerror)
+        time.sleep(_PAUSE * 2 ** self._failures)
+
+    def _forget_parents_calls(self):
+        """After a fork: the processes are the parent's to wait for and to stop; what has come is shared."""
+        self._pid = os.getpid()
+        for segment in [s for s in self._segments if not s.ended]:
+            segment.disown()
+            self._segments.remove(segment)
+
+    # -- what to fetch
+
+    def _demand(self, position):
+        """Ask for what is read now and is not there: the one segment that the reader has to wait for."""
+        run = self._run_ending_at(position) or _Run(position)
+        run.position = start = position
+        end = min(max(self._range_end(run, position), position + _SMALLEST_RANGE), self._range_stop(position))
+        if position < CACHE_SIZE and not any(s.start < CACHE_SIZE for s in self._segments):
+            start, end = 0, max(end, min(CACHE_SIZE, self._tail_start()))       # have all of the front cache
+        self._make_room(end - start, position, at_any_price=True)
+        return self._start(start, end, run, "read")
+
+    def _run_ending_at(self, position):
+        """The run that is read on at position: it has come to its end there, or skips a little."""
+        for run in self._runs:
+            end = max([s.end for s in self._segments if s.run is run], default=run.position)
+            if run.position <= position <= end + _JUMP:
+                return run
+        return None
+
+    def _visit(self, run, position):
+        """A run is read at position: see to what else should be running, for this and for other runs."""
+        if not self._runs or run is not self._runs[0]:
+            self._change_to(run)
+        run.position = position
+        if position >= run.look_again:
+            run.look_again = position + _LOOK_EVERY
+            run.adjust()
+            self._stop_left_behind()
+            self._fetch_ahead(run)
+
+    def _change_to(self, run):
+        """Reading goes on elsewhere. Runs that are come back to are kept going; a new one alone shows nothing."""
+        self._turn += 1
+        if run in self._runs:
+            self._runs.remove(run)
+            self._new_runs = 0
+            self._keep = max(self._keep, min(self._turn - run.turn, _MOST_RUNS))
+        else:
+            self._new_runs += 1
+            if self._new_runs > self._keep:
+                self._keep = 1
+        self._runs.insert(0, run)
+        del self._runs[2 * _MOST_RUNS:]
+        run.turn = self._turn
+        self._stop_left_behind()
+
+    def _is_kept(self, run):
+        return run.turn > self._turn - self._keep
+
+    def _stop_left_behind(self):
+        for segment in [s for s in self._segments if s.running() and not self._is_kept(s.run)]:
+            if segment.seconds_left() > _CALL_SECONDS:
+                segment.stop()
+                if not segment.arrived:
+                    self._drop(segment)
+
+    def _fetch_ahead(self, run):
+        """Start the next segment of a run before it is needed, if reading seems to go on and there is room."""
+        chain = self._chain(run.position)
+        running = sum(s.running() for s in self._segments)
+        start = chain[-1].end
+        if (len(chain) > (run.depth if self._keep == 1 else 1) or running >= max(_MOST_RUNNING, self._keep + 1)
+                or any(s.error for s in chain) or start >= self._tail_start()):
+            return
+        begun = (chain[0].end - chain[0].start) // 4
+        if run.depth > 1:
+            begun = min(begun, _LOOK_EVERY)
+        if start >= self._wanted and (run.position - chain[0].start < begun or self._is_too_far(run, start, chain)):
+            return
+        end = self._range_end(run, start)
+        if self._make_room(end - start, run.position):
+            self._start(start, end, run, "read ahead")
+
+    def _chain(self, position):
+        """The segment that holds position and those that follow it without a gap."""
+        chain = []
+        segment = self._segment_at(position)
+        while segment:
+            chain.append(segment)
+            segment = self._segment_at(segment.end)
+        return chain
+
+    def _is_too_far(self, run, start, chain):
+        """Whether start is in another member than the one read, and the run has not run on often enough to get there now."""
+        member = self._member(start)
+        return (member is not None and member[0] > run.position
+                and (run.window == 0 or len(chain) > 1 and run.window < self._limit(run)))
+
+    def _range_end(self, run, start):
+        """Where a range of run that begins at start ends: with the member that is read, unless reading has run on before."""
+        limit = self._limit(run)
+        member = self._member(start)
+        if member is None or (run.last_start is not None and member[0] > run.last_start):
+            run.window = min(limit, max(_FIRST_WINDOW, run.window * _GROWTH))
+        end = max(start + run.window, self._wanted)
+        if member and member[0] <= run.position:
+            end = max(end, member[1])
+        if end - start > limit * 5 // 4:        # not leaving a rest that costs a call for little
+            end = start + limit
+        return min(end, self._range_stop(start))
+
+    def _range_stop(self, start):
+        """Where what is there already begins."""
+        return min([s.start for s in self._segments if s.start > start], default=self._tail_start())
+
+    def _limit(self, run):
+        """Bytes that a segment may have: room for four of them, or two for each run that is read in turn."""
+        if self._budget is None:
+            self._budget = self.cache_size
+            if self._budget is None:            # two fifths, and a fourth of that for the segment that is read: half
+                self._budget = min(TEMP_DISK, shutil.disk_usage(tempfile.gettempdir()).free * 2 // 5)
+        limit = max(_SMALLEST_LIMIT, self._budget // max(4, 2 * self._keep))
+        return limit if run.last_start is not None else min(limit, _FIRST_SEGMENT)
+
+    def _start(self, start, end, run, why):
+        segment = _Segment(self.source, start, end, run, why)
+        run.last_start = start
+        self.calls += 1
+        self._segments.append(segment)
+        return segment
+
+    # -- what to keep
+
+    def _make_room(self, size, position, at_any_price=False):
+        """Evict old segments until the budget holds size more bytes; False if what is left is still to be read."""
+        while True:
+            others = [s for s in self._segments if not s.start <= position < s.end]
+            if sum(s.disk() for s in others) + size <= self._budget and len(others) < _MOST_SEGMENTS:
+                return True
+            spent = [s for s in others if s.end <= s.run.position or not self._is_kept(s.run)]
+            if not spent and at_any_price:
+                spent = sorted(others, key=lambda s: (s.run.turn, -s.start))    # the one needed last
+            if not spent:
+                return at_any_price
+            self._drop(spent[0])
+
+    def _drop(self, segment):
+        segment.stop()
+        if segment.start == 0 and not self._head and segment.arrived >= CACHE_SIZE:
+            self._head = segment.read(0, CACHE_SIZE)
+        self.fetched += segment.arrived
+        self.unread += segment.arrived - segment.read_to
+        segment.close()
+        self._segments.remove(segment)
+
+    # -- where members begin and end
+
+    def _member(self, position):
+        """The member, (start, end), that holds position, or None where none is known.
+
+        What an archive says of itself is used for nothing else: if it lies, this costs speed, not correctness.
+        """
+        if self._bounds is None:
+            self._unread_directory = _Directory.find(self._tail, self._tail_start())
+            self._bounds = []
+        if self._unread_directory:
+            self._read_directory(self._unread_directory)
+        after = bisect.bisect_right(self._bounds, position)
+        return (self._bounds[after - 1], self._bounds[after]) if 0 < after < len(self._bounds) else None
+
+    def _read_directory(self, directory):
+        """Learn the members' bounds, once the whole directory is here. Until then, only it is known."""
+        chain = self._chain(directory.start) if directory.start < self._tail_start() else []
+        if directory.start >= self._tail_start() or (chain and chain[-1].end == self._tail_start()
+                                                     and all(s.ended and not s.error for s in chain)):
+            data = b"".join([s.read(max(0, directory.start - s.start), s.end - s.start) for s in chain])
+            data += self._tail[max(0, directory.start - self._tail_start()):]
+            self._bounds = directory.bounds(data)
+            self._unread_directory = None
+        else:
+            self._bounds = [directory.start, self._tail_start()]
+
+
+class _Directory:
+    """The central directory of a ZIP archive: where it is, and where it says that members are (APPNOTE.TXT 4.3 and 4.5.3)."""
+
+    _END = struct.Struct("<4s4H2LH")                    # end of central directory record
+    _END64 = struct.Struct("<4sQ2H2L4Q")                # the same of zip64
+    _LOCATOR64 = struct.Struct("<4sLQL")
+    _ENTRY = struct.Struct("<4s16x2L3H8xL")             # a member: sizes, three lengths, offset
+    _LOCAL_HEADER = 30 + 0xFFFF + 24                    # its extra field may have any length; and a data descriptor
+
+    def __init__(self, start, size, shift):
+        self.start = start              # in the object
+        self.size = size
+        self.shift = shift              # what stands before the archive, as in one that extracts itself
+
+    @classmethod
+    def find(cls, tail, tail_start):
+        """The directory that the end of an object tells of, or None."""
+        at = tail.rfind(b"PK\5\6", max(0, len(tail) - cls._END.size - 0xFFFF))
+        if at < 0 or at + cls._END.size > len(tail):
+            return None
+        size, offset = cls._END.unpack_from(tail, at)[5:7]
+        at64 = at - cls._LOCATOR64.size - cls._END64.size
+        if at64 >= 0 and tail[at64:at64 + 4] == b"PK\6\6" and tail[at - cls._LOCATOR64.size:][:4] == b"PK\6\7":
+            size, offset = cls._END64.unpack_from(tail, at64)[8:10]
+            at = at64
+        start = tail_start + at - size
+        return cls(start, size, start - offset) if 0 <= start and 0 <= start - offset else None
+
+    def bounds(self, data):
+        """Every position where a member begins or ends, ascending, as data, the directory's bytes, have it."""
+        members = sorted(self._members(data))
+        bounds = {0, self.start}
+        for (start, end), (following, _) in zip(members, members[1:] + [(self.start, None)]):
+            bounds.update((start, min(end, following)))
+        return sorted(bound for bound in bounds if bound <= self.start)
+
+    def _members(self, data):
+        at = 0
+        while at + self._ENTRY.size <= min(len(data), self.size):
+            magic, size, full_size, name, extra, comment, offset = self._ENTRY.unpack_from(data, at)
+            if magic != b"PK\1\2":
+                return
+            if 0xFFFFFFFF in (size, offset):
+                fields = data[at + self._ENTRY.size + name:][:extra]
+                size, offset = self._zip64(fields, full_size, size, offset)
+            start = self.shift + offset
+            yield start, start + self._LOCAL_HEADER + name + size
+            at += self._ENTRY.size + name + extra + comment
+
+    @staticmethod
+    def _zip64(fields, *sizes):
+        """Size and offset with those replaced that stand in the zip64 extra field, in its order: full size first."""
+        at = 0
+        while at + 4 <= len(fields):
+            kind, length = struct.unpack_from("<2H", fields, at)
+            if kind == 1:
+                large = iter(struct.unpack("<%dQ" % (length // 8), fields[at + 4:][:length // 8 * 8]))
+                sizes = [next(large, s) if s == 0xFFFFFFFF else s for s in sizes]
+                break
+            at += 4 + length
+        return sizes[-2:]
+
+
+class _Segment:
+    """Bytes [start, end) of the object, and the call of `aws` that fills a temp file with them.
+
+    The only one who knows that its bytes come from a process: another source of the same range could stand in its place.
+    start = -N, end = 0 are the last N bytes.
+    """
+
+    def __init__(self, source, start, end, run, why):
+        self.start, self.end, self.run = start, end, run
+        self.first = run.last_start is None         # of its run
+        self.arrived = 0                            # bytes in the temp file; none of them if they are not to be trusted
+        self.read_to = 0                            # how far they have been read
+        self.ended = False                          # whether the call has, or was stopped
+        self.error = None                           # why not all has arrived
+        self._source, self._why = source, why
+        self._body = _temp_file()
+        self._call = source.get(_http_range(start, end), self._body)
+        self._empty_at = self._call.started         # when nothing had arrived yet
+        self._stop_at_exit = weakref.finalize(self, self._call.stop)
+
+    def running(self):
+        """Whether more may arrive. Looks."""
+        if not self.ended:
+            status = self._call.status()            # before the size, which then is final
+            self.arrived = os.fstat(self._body.fileno()).st_size
+            if not self.arrived:
+                self._empty_at = time.monotonic()
+            if status is not None or self.arrived > self.end - self.start:
+                self._finish()
+        return not self.ended
+
+    def _finish(self):
+        """Hold what has arrived against what was asked for and against what `aws` says of it."""
+        self.ended = True
+        try:
+            if self.arrived > self.end - self.start:
+                raise self._source.error(errno.EIO, "the server sent more bytes than asked for", self._call)
+            answer = self._call.answer(self._source.ETag is not None)
+            self._source.accept(answer, self.start, self.end, self.arrived, self._call)
+        except S3Error as error:
+            self.error = error
+            if not error.passing:
+                self.arrived = 0
+        self._end_call(self.error.strerror if self.error else "ended")
+
+    def _end_call(self, how):
+        self._stop_at_exit()
+        self._call.close()
+        _log.debug("get-object %s of %s to %s: %d bytes in %.2f s, %s", _http_range(self.start, self.end), self._source.name,
+                   self._why, self.arrived, time.monotonic() - self._call.started, how)
+
+    def readinto(self, view, position):
+        """Copy what may be given out from position on, and say how much this is; 0 if nothing of it has come."""
+        ready = min(self.arrived, self.end - self.start - _HELD_BACK) if self.running() else self.arrived
+        offset = position - self.start
+        data = self.read(offset, min(offset + len(view), offset + MiB, ready))
+        view[:len(data)] = data
+        self.read_to = max(self.read_to, offset + len(data))
+        return len(data)
+
+    def read(self, start, end):
+        """Bytes [start, end) of those that have arrived, counted from the first of them."""
+        return os.pread(self._body.fileno(), max(0, min(end, self.arrived) - start), start)
+
+    def is_short(self):
+        """Whether having been started earlier would have helped its reader: not if it is the first, or all is here."""
+        return 0 < self.arrived < self.end - self.start or not (self.first or self.arrived)
+
+    def disk(self):
+        """Bytes that it takes, or is going to take, in the temp folder."""
+        return self.arrived if self.ended else self.end - self.start
+
+    def seconds_left(self):
+        """How long the rest will take at the rate seen so far."""
+        if not self.running() or not self.arrived:
+            return 0 if self.ended else float("inf")
+        rate = self.arrived / (time.monotonic() - self._empty_at)
+        return (self.end - self.start - self.arrived) / rate
+
+    def stop(self):
+        """End the call. What has arrived stays, but for the part that only a checked answer would have released."""
+        if self.running():
+            self.ended = True
+            self._stop_at_exit()
+            self.arrived = max(0, min(os.fstat(self._body.fileno()).st_size, self.end - self.start - _HELD_BACK))
+            self.end = self.start + self.arrived
+            self._end_call("stopped")
+
+    def disown(self):
+        """Forget the call without ending it."""
+        self.ended = True
+        self._stop_at_exit.detach()
+        self._call.disown()
+        self._call.close()
+        self.close()
+
+    def close(self):
+        self._body.close()
+
+
+def _http_range(start, end):
+    """HTTP's form of [start, end): inclusive. The last N bytes, [-N, 0), are "bytes=-N"."""
+    return "bytes=%d" % start if start < 0 else "bytes=%d-%d" % (start, end - 1)
+
+
+class _Object:
+    """Which object, how to ask for a range of it and, once it is opened, which version; all of this is what a pickle holds."""
+
+    _URL = re.compile(r"s3://(arn:[^/]*:(?:accesspoint[:/][^/:]+|outpost[:/][^/:]+[:/]accesspoint[:/][^/:]+)|(?!arn:)[^/]+)/(.+)",
+                      re.DOTALL)
+
+    def __init__(self, name, aws, options, version_id=None):
+        match = self._URL.fullmatch(name) if isinstance(name, str) else None
+        if not match:
+            raise ValueError("not an s3://BUCKET/KEY URL: %r" % (name,))
+        self.name = name
+        self.bucket, self.key = match.groups()
+        self.url = urllib.parse.ParseResult("s3", self.bucket, "/" + self.key, "", "", "")
+        self.aws = _words(os.environ.get("S3ZIP_AWS") or "aws" if aws is None else aws)
+        self.options = _words(options)
+        self.asked_version = self.version_id = version_id
+        self.length = None              # not opened yet
+        self.ETag = None                # not opened yet, or an empty object
+        if not self.aws:
+            raise ValueError("aws must name a command")
+        if "\0" in name:
+            raise ValueError("null byte in URL: %r" % (name,))
+        if _looks_like_parameter(self.key) and "\r" in self.key:
+            raise ValueError("the AWS CLI cannot be given a key like %r: it makes line feeds of its carriage returns" % self.key)
+
+    def get(self, http_range, body):
+        """Start `aws` to fill the file `body` with a range."""
+        files = []
+        words = ["s3api", "get-object", "--output=json", "--range=" + http_range]
+        for option, value in (("--bucket", self.bucket), ("--key", self.key), ("--if-match", self.ETag),
+                              ("--version-id", self.asked_version)):
+            if value is not None:
+                words.append(option + "=" + _literal(value, files))
+        return _Call(self, words + self.options + [_path(body)], [body.fileno()], files)
+
+    def accept(self, answer, start, end, arrived, call):
+        """Hold the JSON of get-object against what was asked, [start, end); the first answer tells what the object is."""
+        if start < 0 and self.length is None and answer.get("ContentLength") == 0 == arrived:
+            total, given = 0, (0, 0)            # some servers answer so for an empty object, without a range
+        else:
+            numbers = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.get("ContentRange") or "")
+            if not numbers or not answer.get("ETag"):
+                raise self.error(errno.EIO, "the server did not answer with a range and an ETag, as S3 does", call)
+            first, last, total = map(int, numbers.groups())
+            given = (first, last + 1)
+        if self.length is None:
+            self.length, self.ETag = total, answer.get("ETag")
+            self.version_id = answer.get("VersionId", self.version_id)
+        if (total, answer.get("ETag")) != (self.length, self.ETag):
+            raise self.changed("the server sent ETag %s of %d bytes" % (answer.get("ETag"), total), call)
+        if given != ((max(0, total + start), total) if start < 0 else (start, end)):
+            raise self.error(errno.EIO, "the server sent another range, %s" % answer.get("ContentRange"), call)
+        if arrived < given[1] - given[0]:
+            raise self.error(errno.EIO, "only %d of %d bytes came" % (arrived, given[1] - given[0]), call, passing=True)
+
+    def error(self, number, message, call=None, kind=None, code=None, passing=False):
+        error = (kind or S3Error)(number, message, self.name)
+        error.code, error.passing = code, passing
+        if call:
+            error.command, error.status, error.stderr = call.shown(), call.status(), call.stderr()
+        return error
+
+    def changed(self, message, call, code=None):
+        return self.error(errno.ESTALE, "the object has changed since it was opened (ETag %s, %s bytes): %s; open it again"
+                          % (self.ETag, self.length, message), call, code=code)
+
+
+def _words(command):
+    """A command, or a part of one, as a list: a string is split as a shell would."""
+    return shlex.split(command) if isinstance(command, str) else [os.fspath(word) for word in command]
+
+
+def _looks_like_parameter(value):
+    """Whether the CLI would take a value for the address of one, and read a local file or call a server instead."""
+    return value.startswith(("file://", "fileb://", "http://", "https://"))
+
+
+def _literal(value, files):
+    """Value such that the CLI takes it to the letter: if need be by way of a file, whose content it does not interpret."""
+    if not _looks_like_parameter(value):
+        return value
+    files.append(_temp_file())
+    files[-1].write(value.encode())
+    files[-1].seek(0)
+    return "file://" + _path(files[-1])
+
+
+_HAS_DEV_FD = os.path.isdir("/dev/fd")
+
+
+def _temp_file():
+    """A file that a child can open by `_path`: where there is /dev/fd it has no name, so that nothing can be left behind."""
+    return (tempfile.TemporaryFile if _HAS_DEV_FD else tempfile.NamedTemporaryFile)(buffering=0)
+
+
+def _path(file):
+    return "/dev/fd/%d" % file.fileno() if _HAS_DEV_FD else file.name
+
+
+def s3open(path, mode="r", encoding=None, errors=None, newline=None, *, aws=None, options=(), expected_size=None):
+    """Open an object as `open()` opens a file, to read it or to write it from the start.
+
+    path: "s3://BUCKET/KEY"; mode: "r" or "w", with "t" (the default) or "b"; encoding (default UTF-8), errors, newline: as
+    for `open()`. aws: as for S3File. options: more options of `aws s3api get-object` or, for writing, of `aws s3 cp`.
+    expected_size: bytes that will be written, needed above 80 GB (https://docs.aws.amazon.com/cli/latest/reference/s3/cp.html).
+
+    Reading gives an S3File, or a text file around one: it checks lengths, stays with one version and resumes, which
+    `aws s3 cp` does not; it also seeks. Writing streams into `aws s3 cp`: close() waits for the end and raises the upload's
+    error, and only then is there an object. An exception in the `with` body publishes nothing.
+    Raises ValueError for a mode, URL or combination that cannot be, else what S3File raises.
+    """
+    kind, binary = mode.replace("b", "").replace("t", ""), "b" in mode
+    if sorted(mode) not in (["r"], ["r", "t"], ["b", "r"], ["w"], ["t", "w"], ["b", "w"]):
+        raise ValueError("invalid mode: %r (an object is read or written as a whole: r or w, with b or t)" % (mode,))
+    if binary and (encoding, errors, newline) != (None, None, None):
+        raise ValueError("binary mode doesn't take an encoding, errors or newline argument")
+    text = {"encoding": encoding or "utf-8", "errors": errors, "newline": newline}
+    if not binary:
+        io.TextIOWrapper(io.BytesIO(), **text)      # what it refuses should be refused before anything is started
+    if kind == "w":
+        writer = _UploadWriter(_Upload(_Object(path, aws, options), expected_size), _UPLOAD_BUFFER)
+        return writer if binary else _mode(_TextUploadWriter(writer, **text), mode)
+    reader = S3File(path, aws=aws, options=options)
+    reader.raw.expect_all()
+    return reader if binary else _mode(io.TextIOWrapper(reader, **text), mode)
+
+
+def _mode(file, mode):
+    file.mode = mode
+    return file
+
+
+class _Upload(io.RawIOBase):
+    """The standard input of an `aws s3 cp - URL`.
+
+    The CLI publishes what came when its input ends, however that comes about. So its input is a socket in whose other end a
+    byte lies unread: if that end is closed, be it by the kernel because we were killed, the CLI reads an error (ECONNRESET),
+    not an end. close() takes the byte out first. (Linux does so; elsewhere the interrupt that abort() sends has to do.)
+    """
+
+    mode = "wb"
+
+    def __init__(self, source, expected_size):
+        if source.key.endswith("/"):
+            raise ValueError("the AWS CLI cannot write a key that ends in a slash: %r" % (source.name,))
+        self._source = source
+        self._over = False          # whether the upload has failed or was given up, and that is known to the caller
+        self._call = None           # not started
+        self.name = source.name
+        size = [] if expected_size is None else ["--expected-size", str(expected_size)]
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            theirs.send(b"!")
+            try:
+                self._call = _Call(source, ["s3", "cp", "-", source.name, "--only-show-errors"] + size + source.options, stdin=theirs)
+            except BaseException:
+                self._socket.close()
+                raise
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        if self._over:              # what is left in buffers above
+            return len(memoryview(data).cast("B"))
+        try:
+            return self._socket.send(data)
+        except OSError:             # `aws` has ended: it knows why
+            self._finish()
+            raise
+
+    def close(self):
+        if self.closed or not self._call or not self._call.owned():
+            return super().close()
+        try:
+            if not self._over:
+                self._socket.recv(1)
+                self._socket.shutdown(socket.SHUT_WR)
+                self._finish()
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._socket.close()
+            self._call.close()
+            super().close()
+
+    def _finish(self):
+        """Wait for the end of `aws`, and raise what went wrong."""
+        self._call.wait()
+        self._over = True
+        if self._call.status() != 0:
+            raise _aws_error(self._source, self._call)
+
+    def abort(self):
+        """Publish nothing and leave nothing behind, in bounded time."""
+        self._over = True
+        if self._call.owned() and self._call.status() is None:
+            self._call.interrupt()
+            self._call.wait(_INTERRUPT_SECONDS)
+            self._socket.close()
+            if not self._call.wait(_ABORT_SECONDS):
+                self._call.stop()
+
+
+class _AbortsOnError:
+    """What the files that write to an _Upload have in common: they end it well only if the `with` body did."""
+
+    def __exit__(self, kind, error, traceback):
+        if kind is not None:
+            self._upload().abort()
+        self.close()
+
+    def __del__(self):
+        if not self.closed:
+            warnings.warn("unclosed file %r" % (self,), ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+class _UploadWriter(_AbortsOnError, io.BufferedWriter):
+    def _upload(self):
+        return self.raw
+
+
+class _TextUploadWriter(_AbortsOnError, io.TextIOWrapper):
+    def _upload(self):
+        return self.buffer.raw
+
+
+class _Call:
+    """One run of `aws`: the only place that starts a process.
+
+    What it prints goes to files without a name, since a pipe that nobody reads would stop it.
+    """
+
+    def __init__(self, source, words, pass_fds=(), files=(), stdin=subprocess.DEVNULL):
+        self._source = source
+        self._words = source.aws + _endpoint(source.aws + words) + words
+        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._files = [self._stdout, self._stderr] + list(files)     # to close at the end; files are for it to read
+        self._owner = os.getpid()
+        self.started = time.monotonic()
+        self._process = subprocess.Popen.__new__(subprocess.Popen)
+        try:
+            self._process.__init__(             # as UTF-8 whatever our locale is: the child's is pinned to that
+                [word.encode("utf-8", "surrogateescape") for word in self._words], env=_environment(), stdin=stdin,
+                stdout=self._stdout, stderr=self._stderr, pass_fds=[*pass_fds, *(file.fileno() for file in files)])
+        except OSError as error:
+            self.close()
+            raise source.error(error.errno, "cannot run %r (%s): install the AWS CLI, or name it in S3ZIP_AWS or with aws="
+                               % (self._words[0], error.strerror)) from None
+        except BaseException:                   # an interrupt between the start and the end of __init__
+            if getattr(self._process, "pid", None):
+                self._process.kill()
+                self._process.wait()
+            raise
+
+    def status(self):
+        """The exit status; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout=None):
+        """Wait for the end; False if it has not come in so many seconds."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self):
+        """Kill it, unless it has ended or is another process's (our parent's, after a fork)."""
+        if self._owner == os.getpid() and self.status() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self):
+        """Let go of its files. What it printed is to be read before."""
+        for file in self._files:
+            file.close()
+
+    def interrupt(self):
+        """Do as Ctrl-C does: `aws s3 cp` then takes back what it has uploaded."""
+        self._process.send_signal(signal.SIGINT)
+
+    def disown(self):
+        self._process.returncode = 0            # or its destructor would wait and warn
+
+    def owned(self):
+        return self._owner == os.getpid()
+
+    def answer(self, opened):
+        """The JSON that it printed, once it has ended."""
+        if self.status() == 0:
+            try:
+                answer = json.loads(_content(self._stdout))
+            except ValueError:
+                answer = None
+            if isinstance(answer, dict):
+                return answer
+        raise _aws_error(self._source, self, opened)
+
+    def stderr(self):
+        text = _content(self._stderr)
+        for secret in filter(None, _secrets(self._words)):
+            text = text.replace(secret, "***")
+        return text
+
+    def shown(self):
+        """The command, without secrets, for people to read."""
+        secrets = set(_secrets(self._words))
+        return " ".join(shlex.quote(_hide(word, secrets)) for word in self._words)
+
+
+def _content(file):
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
+
+
+_SECRET = re.compile(r"(-.*(customer-key|secret|token|password).*|AWS_(SECRET_ACCESS_KEY|SESSION_TOKEN))", re.IGNORECASE)
+
+
+def _secrets(words):
+    """The values in a command that nobody should see: customer keys, and credentials given by way of `env`."""
+    for word, following in zip(words, words[1:] + [""]):
+        option, equals, value = word.partition("=")
+        if _SECRET.fullmatch(option) and (equals or option.startswith("-")):
+            yield value if equals else following
+
+
+def _hide(word, secrets):
+    option, equals, value = word.partition("=")
+    return "***" if word in secrets else option + "=***" if equals and value in secrets else word
+
+
+def _environment():
+    """Ours, with all that changes what the CLI prints or does pinned. It is often a Python script, and not for our Python."""
+    keep = ("PYTHONUSERBASE", "PYTHONPYCACHEPREFIX")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in keep}
+    environment.update(
+        AWS_CLI_AUTO_PROMPT="off", AWS_CLI_ERROR_FORMAT="legacy", AWS_PAGER="", LC_ALL="C.UTF-8", AWS_CLI_FILE_ENCODING="UTF-8",
+        AWS_RESPONSE_CHECKSUM_VALIDATION="when_required")    # else one of the whole object is held against a range
+    return environment
+
+
+def _endpoint(words):
+    """The endpoint that the environment names, as an option: older CLIs would not look, and talk to Amazon."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+    given = any(word.partition("=")[0] == "--endpoint-url" for word in words)
+    return ["--endpoint-url", url] if url and not ignored and not given else []
+
+
+class S3Error(OSError):
+    """What went wrong with an object in S3, or with the AWS CLI. All errors of s3zip are also of this class.
+
+    errno, strerror: what happened, in S3's own words where it had any, and what to do; filename: the URL;
+    code: S3's name of the error, such as "NoSuchKey", or None; command, status, stderr: the run of `aws` that showed it,
+    without secrets ("", None and "" where there was none).
+    """
+
+    code = None
+    command = ""
+    status = None
+    stderr = ""
+    passing = False     # whether the same call may well succeed a little later
+
+    def __str__(self):
+        run = " (%s: exit status %s)" % (self.command, self.status) if self.command else ""
+        return super().__str__() + run
+
+
+class S3NotFoundError(S3Error, FileNotFoundError):
+    """There is no such object, version or bucket."""
+
+
+class S3PermissionError(S3Error, PermissionError):
+    """S3 refused, or there is nothing to show it: no credentials, no such profile."""
+
+
+class S3ConnectionError(S3Error, ConnectionError):
+    """The endpoint could not be reached, or the connection broke off."""
+
+
+_SERVICE_ERROR = re.compile(
+    r"An error occurred \(([^)]+)\)(?: when calling the (\w+) operation)?(?: \(reached max retries: \d+\))?: ?.*")
+
+_ARCHIVED = "the object is archived (Glacier) and must be restored first: aws s3api restore-object"
+_REGION = "the bucket is in another region or at another endpoint: give aws='aws --region REGION'"
+_DENIED = "S3 says so for a key that does not exist too, where s3:ListBucket is not allowed"
+
+# S3's codes (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html); a number where the answer had no body
+_CODES = {code: (kind, number, hint) for codes, kind, number, hint in (
+    ("NoSuchKey NoSuchBucket NoSuchVersion 404", S3NotFoundError, errno.ENOENT, ""),
+    ("AccessDenied AllAccessDisabled Forbidden 403", S3PermissionError, errno.EACCES, _DENIED),
+    ("InvalidAccessKeyId SignatureDoesNotMatch RequestTimeTooSkewed InvalidToken", S3PermissionError, errno.EACCES, ""),
+    ("ExpiredToken ExpiredTokenException TokenRefreshRequired", S3PermissionError, errno.EACCES, "renew the credentials"),
+    ("PreconditionFailed 412", S3Error, errno.ESTALE, ""),
+    ("InvalidObjectState", S3Error, errno.EBUSY, _ARCHIVED),
+    ("PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException 301", S3Error, errno.EREMOTE, _REGION),
+) for code in codes.split()}
+
+_GONE = ("PreconditionFailed", "412", "NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404", "InvalidRange", "416")
+_PASSING = re.compile(r"SlowDown|InternalError|ServiceUnavailable|RequestTimeout|\w*Throttl\w*|429|5\d\d")
+
+# What is not S3's but the CLI's own
+_MESSAGES = [(re.compile(pattern, re.IGNORECASE), *rest) for pattern, *rest in (
+    (r"unable to locate credentials|partial credentials|config profile .* could not be found|\bSSO\b"
+     r"|token has expired|error when retrieving (credentials|token)", S3PermissionError, errno.EACCES, False,
+     "see `aws configure` and `aws sts get-caller-identity`"),
+    (r"no space left on device|disk quota exceeded", S3Error, errno.ENOSPC, False, ""),
+    (r"time(d )?out", S3ConnectionError, errno.ETIMEDOUT, True, ""),
+    (r"could not connect|failed to connect|ssl validation|endpoint URL|proxy", S3ConnectionError, errno.ECONNREFUSED, True, ""),
+    (r"connection|total bytes expected|IncompleteRead", S3ConnectionError, errno.ECONNRESET, True, ""),
+    (r"usage: |unknown option|parameter validation|invalid choice|the following arguments", S3Error, errno.EINVAL, False, ""),
+    (r"", S3Error, errno.EIO, True, ""),
+)]
+
+
+def _aws_error(source, call, opened=False):
+    """The error that a call's exit status and stderr tell of; opened says whether the object has been there before."""
+    status, stderr = call.status(), call.stderr()
+    service = _SERVICE_ERROR.search(stderr)
+    if service:
+        code = service.group(1)
+        if opened and code in _GONE:
+            return source.changed(service.group(), call, code)
+        kind, number, hint = _CODES.get(code, (S3Error, errno.EIO, ""))
+        return source.error(number, _join(service.group(), hint), call, kind, code, bool(_PASSING.fullmatch(code)))
+    said = " / ".join([line.strip() for line in stderr.splitlines() if line.strip()][-2:])
+    if status == 0:
+        return source.error(errno.EIO, _join("`aws` printed no JSON that can be read", said), call)
+    if status < 0:
+        return source.error(errno.EIO, _join("`aws` was killed by signal %d" % -status, said), call, passing=True)
+    for pattern, kind, number, passing, hint in _MESSAGES:
+        if pattern.search(said):
+            break
+    if number == errno.ENOSPC:
+        hint = "no room in the temp folder %s: set TMPDIR to a larger one, or use a smaller cache_size" % tempfile.gettempdir()
+    return source.error(number, _join(said or "`aws` failed and said nothing", hint), call, kind, passing=passing)
+
+
+def _join(message, hint):
+    return "%s; %s" % (message.rstrip(" ."), hint) if hint else message
