@@ -191,6 +191,7 @@ class _ObjectReader(io.RawIOBase):
         self._budget = None             # bytes of temp disk; None: not looked up yet
         self._failures = 0              # calls in a row that brought no byte
         self._wanted = 0                # the position up to which the caller has asked for bytes
+        self._exactly = False           # whether bounds are of what is going to be read, and nothing beyond is
         self._bounds = None             # where members begin and end, ascending; None: the tail not looked at yet
         self._unread_directory = None   # an archive's directory that reaches beyond the tail and has not come yet
         self._pid = os.getpid()
@@ -264,12 +265,14 @@ class _ObjectReader(io.RawIOBase):
                     raise segment.error         # `aws` has tried several times
                 else:
                     self._count_failure(segment)
+                segment.read_to = segment.arrived       # it is needed, be it for opening alone
             finally:
                 self._drop(segment)
 
-    def expect_all(self):
-        """Take the object for one member: it is going to be read as a whole."""
-        self._bounds = [0, self.source.length]
+    def expect(self, ranges):
+        """Take these ranges, ascending, for the members, since they are what is going to be read; and nothing else is."""
+        self._bounds = [bound for start_and_end in ranges for bound in start_and_end]
+        self._exactly = True
 
     def tail(self):
         self.open()
@@ -362,9 +365,11 @@ class _ObjectReader(io.RawIOBase):
         """Ask for what is read now and is not there: the one segment that the reader has to wait for."""
         run = self._run_ending_at(position) or _Run(position)
         run.position = start = position
-        end = min(max(self._range_end(run, position), position + _SMALLEST_RANGE), self._range_stop(position))
-        if position < CACHE_SIZE and not any(s.start < CACHE_SIZE for s in self._segments):
-            start, end = 0, max(end, min(CACHE_SIZE, self._tail_start()))       # have all of the front cache
+        end = self._range_end(run, position)
+        if not self._exactly:
+            end = max(end, min(position + _SMALLEST_RANGE, self._range_stop(position)))
+            if position < CACHE_SIZE and not any(s.start < CACHE_SIZE for s in self._segments):
+                start, end = 0, max(end, min(CACHE_SIZE, self._tail_start()))   # have all of the front cache
         self._make_room(end - start, position, at_any_price=True)
         return self._start(start, end, run, "read")
 
@@ -449,7 +454,8 @@ class _ObjectReader(io.RawIOBase):
         """Where a range of run that begins at start ends: with the member that is read, unless reading has run on before."""
         limit = self._limit(run)
         member = self._member(start)
-        if member is None or (run.last_start is not None and member[0] > run.last_start):
+        ran_on = run.last_start is not None and member and member[0] > run.last_start
+        if member is None or ran_on and not self._exactly:
             run.window = min(limit, max(_FIRST_WINDOW, run.window * _GROWTH))
         end = max(start + run.window, self._wanted)
         if member and member[0] <= run.position:
@@ -501,6 +507,11 @@ class _ObjectReader(io.RawIOBase):
         self.unread += segment.arrived - segment.read_to
         segment.close()
         self._segments.remove(segment)
+
+    def stats(self):
+        """How many calls, how many bytes they brought, and how many of those were never read."""
+        return (self.calls, self.fetched + sum(s.arrived for s in self._segments),
+                self.unread + sum(s.arrived - s.read_to for s in self._segments))
 
     # -- where members begin and end
 
@@ -821,7 +832,7 @@ def s3open(path, mode="r", encoding=None, errors=None, newline=None, *, aws=None
         writer = _UploadWriter(_Upload(_Object(path, aws, options), expected_size), _UPLOAD_BUFFER)
         return writer if binary else _mode(_TextUploadWriter(writer, **text), mode)
     reader = S3File(path, aws=aws, options=options)
-    reader.raw.expect_all()
+    reader.raw.expect([(0, reader.length)])
     return reader if binary else _mode(io.TextIOWrapper(reader, **text), mode)
 
 
@@ -1143,3 +1154,289 @@ def _aws_error(source, call, opened=False):
 
 def _join(message, hint):
     return "%s; %s" % (message.rstrip(" ."), hint) if hint else message
+
+
+# -- the command line
+
+_EXAMPLES = """\
+examples:
+  s3zip -l s3://bucket/archive.zip                       list the members
+  s3zip -l s3://bucket/archive.zip '*.csv'               list some of them
+  s3zip -p s3://bucket/archive.zip 'data/*.csv' | head   print members, as they come
+  s3zip -e s3://bucket/archive.zip out                   extract all; run again, it goes on where it stopped
+  s3zip -t s3://bucket/archive.zip                       read everything and check it
+  s3zip -l s3://bucket/archive.zip --aws 'aws --profile prod'
+
+A pattern is a glob as in unzip: * and ? match slashes too. One that matches nothing is an error.
+exit status: 0; 1 an error; 2 wrong usage, or -t found damage (1, 81, 82 as unzip -t); 130 Ctrl-C; 141 closed pipe."""
+
+
+def main(argv=None):
+    """The command line: see `s3zip --help`. argv is without the program's name; returns the exit status."""
+    arguments = _parse(argv)
+    if arguments.verbose:
+        logging.basicConfig(format="s3zip: %(message)s", level=logging.DEBUG)
+    try:
+        with _Archive(arguments) as archive:
+            status = arguments.verb(archive, arguments)
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or the interpreter complains at its exit
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except _expected_errors() as error:
+        if arguments.verbose:
+            raise
+        _complain(arguments.url, error)
+        return 1
+
+
+def _parse(argv):
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="s3zip", description="List, print, extract or test the members of a ZIP archive in S3.",
+                                     epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_mutually_exclusive_group(required=True)
+    for option, verb, text in (("-l", _list, "list: size, compressed size, date, name"), ("-p", _print, "print to standard output"),
+                               ("-e", _extract, "extract into DIR"), ("-t", _test, "test: read all and check the CRCs")):
+        verbs.add_argument(option, dest="verb", action="store_const", const=verb, help=text)
+    parser.add_argument("url", metavar="URL", help="s3://BUCKET/KEY, or the path of a local archive")
+    parser.add_argument("rest", metavar="[DIR] PATTERN", nargs="*", help="the folder for -e; members (all, without any; -p needs one)")
+    parser.add_argument("--aws", metavar="COMMAND", help="the AWS CLI with its global options (default: $S3ZIP_AWS, or aws)")
+    parser.add_argument("--stats", action="store_true", help="tell at the end what it took")
+    parser.add_argument("-v", dest="verbose", action="store_true", help="show the calls of aws, and a traceback")
+    parser.add_argument("-q", dest="quiet", action="store_true", help="no progress line, no summary")
+    arguments = parser.parse_intermixed_args(argv)
+    arguments.folder = arguments.rest.pop(0) if arguments.verb is _extract and arguments.rest else None
+    if arguments.verb is _extract and not arguments.folder:
+        parser.error("-e needs the folder to extract into")
+    if arguments.verb is _print and not arguments.rest:
+        parser.error("-p needs a member or a pattern")
+    return arguments
+
+
+def _expected_errors():
+    """What opening and reading an archive raises when the archive, the network or the user is at fault, not this program."""
+    import zipfile
+    import zlib
+
+    return OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error     # RuntimeError: encrypted, unsupported
+
+
+def _complain(about, error):
+    what = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        what = error.strerror + (": %s" % error.filename if error.filename not in (None, about) else "")
+    print("s3zip: %s: %s" % (about, " ".join(what.split()) or type(error).__name__), file=sys.stderr)
+
+
+class _Archive:
+    """An archive in S3 or on disk, as the command line wants it."""
+
+    def __init__(self, arguments):
+        import zipfile
+
+        self._started = time.monotonic()
+        self._stats = arguments.stats
+        is_s3 = arguments.url.startswith("s3://")
+        self.file = S3File(arguments.url, aws=arguments.aws) if is_s3 else open(arguments.url, "rb")
+        try:
+            self.zip = zipfile.ZipFile(self.file)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.zip.close()
+        self.file.close()
+        if self._stats:
+            calls, fetched, unread = self.file.raw.stats() if isinstance(self.file, S3File) else (0, 0, 0)
+            print("s3zip: %d requests, %d bytes fetched, %d of them not needed, %.1f s"
+                  % (calls, fetched, unread, time.monotonic() - self._started), file=sys.stderr)
+
+    def members(self, patterns, by_offset=True):
+        """Those that match a pattern, or all: as they lie in the archive, or as they were asked for."""
+        import fnmatch
+
+        found = {}
+        infos = sorted(self.zip.infolist(), key=lambda info: info.header_offset)
+        for pattern in patterns or ["*"]:
+            matching = [i for i in infos if i.filename == pattern or fnmatch.fnmatchcase(i.filename, pattern)]
+            if patterns and not matching:
+                raise ValueError("no member matches %r" % pattern)
+            found.update((id(info), info) for info in matching)
+        return sorted(found.values(), key=lambda info: info.header_offset) if by_offset else list(found.values())
+
+    def expect(self, infos):
+        """Tell the reader that these members are going to be read: neighbours are fetched together, and nothing else is."""
+        if isinstance(self.file, S3File):
+            wanted = {info.header_offset for info in infos}
+            starts = sorted({info.header_offset for info in self.zip.infolist()} | {self.zip.start_dir})
+            ranges = []
+            for start, end in zip(starts, starts[1:]):
+                if start in wanted and ranges and ranges[-1][1] == start:
+                    ranges[-1] = (ranges[-1][0], end)
+                elif start in wanted:
+                    ranges.append((start, end))
+            self.file.raw.expect(ranges)
+
+    def read(self, info, progress):
+        """The content of a member in pieces; the CRC has been right if they come to an end."""
+        with self.zip.open(info) as member:
+            for piece in iter(lambda: member.read(256 * KiB), b""):
+                yield piece
+                progress.add(len(piece), info.filename)
+
+
+class _Progress:
+    """One line on a terminal's stderr that says how far the work is, and goes when the work is done."""
+
+    def __init__(self, arguments, infos, shown=True):
+        self._total = sum(info.file_size for info in infos)
+        self._shown = shown and not arguments.quiet and sys.stderr.isatty()
+        self._done, self._started, self._drawn = 0, time.monotonic(), 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._drawn:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+    def add(self, count, name):
+        self._done += count
+        now = time.monotonic()
+        if self._shown and now - self._drawn >= 0.2:
+            self._drawn = now
+            rate = self._done / max(now - self._started, 0.001)
+            left = max(0, self._total - self._done) / rate
+            line = "%d of %d MB, %.1f MB/s, %d:%02d left: %s" % (
+                self._done // 1000000, self._total // 1000000, rate / 1e6, left // 60, left % 60, _printable(name))
+            sys.stderr.write("\r%s\033[K" % line[:shutil.get_terminal_size().columns - 1])
+            sys.stderr.flush()
+
+
+def _printable(name):
+    """A member's name for a terminal: what would steer it is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
+def _list(archive, arguments):
+    infos = archive.members(arguments.rest)
+    sys.stdout.reconfigure(errors="backslashreplace")
+    print("%14s %14s  %-19s %s" % ("Size", "Compressed", "Modified", "Name"))
+    for info in infos:
+        print("%14d %14d  %04d-%02d-%02d %02d:%02d:%02d %s"
+              % ((info.file_size, info.compress_size) + info.date_time + (_printable(info.filename),)))
+    print("%14d %14d  %-19s %d member%s" % (sum(i.file_size for i in infos), sum(i.compress_size for i in infos), "", len(infos),
+                                            "" if len(infos) == 1 else "s"))
+    return 0
+
+
+def _print(archive, arguments):
+    infos = [info for info in archive.members(arguments.rest, by_offset=False) if not info.is_dir()]
+    archive.expect(infos)
+    with _Progress(arguments, infos, shown=not sys.stdout.isatty()) as progress:
+        for info in infos:
+            for piece in archive.read(info, progress):
+                sys.stdout.buffer.write(piece)
+    return 0
+
+
+def _test(archive, arguments):
+    """As `unzip -t`: 2 for damage, 81 for what cannot be read, 82 if all is encrypted, 1 if only some is."""
+    infos = archive.members(arguments.rest)
+    problems = []
+    archive.expect(infos)
+    with _Progress(arguments, infos) as progress:
+        for info in infos:
+            try:
+                for _ in archive.read(info, progress):
+                    pass
+            except S3Error:
+                raise
+            except _expected_errors() as error:
+                problems.append(81 if isinstance(error, NotImplementedError) else 82 if info.flag_bits & 1 else 2)
+                _complain("%s: %s" % (arguments.url, _printable(info.filename)), error)
+    if not arguments.quiet:
+        print("%d members tested, %d with errors" % (len(infos), len(problems)))
+    if problems and set(problems) == {82}:
+        return 82 if len(problems) == len(infos) else 1
+    return min(problems, default=0)
+
+
+def _extract(archive, arguments):
+    infos = archive.members(arguments.rest)
+    paths = {id(info): _safe_path(arguments.folder, info.filename) for info in infos}
+    os.makedirs(arguments.folder, exist_ok=True)
+    files = [info for info in infos if not info.is_dir() and not _is_there(info, paths[id(info)])]
+    archive.expect(files)
+    with _Progress(arguments, files) as progress:
+        for info in files:
+            os.makedirs(os.path.dirname(paths[id(info)]), exist_ok=True)
+            _extract_file(archive, info, paths[id(info)], progress)
+    for info in sorted(infos, key=lambda info: info.filename, reverse=True):    # a folder after what is in it
+        if info.is_dir():
+            os.makedirs(paths[id(info)], exist_ok=True)
+            _set_attributes(info, paths[id(info)])
+    return 0
+
+
+def _extract_file(archive, info, path, progress):
+    """Write a member beside its place, under a name that the next run would use again, and move it there when complete."""
+    import zlib
+
+    partial = os.path.join(os.path.dirname(path), ".s3zip-%08x.partial" % zlib.crc32(os.fsencode(path)))
+    try:
+        with open(partial, "wb") as file:
+            for piece in archive.read(info, progress):
+                file.write(piece)
+        _set_attributes(info, partial)
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.unlink(partial)
+        raise
+
+
+def _safe_path(folder, name):
+    """Where a member goes: below folder, whatever its name says, as zipfile's extract has it."""
+    parts = [part for part in name.split("/") if part not in ("", os.curdir, os.pardir)]
+    if not parts:
+        raise ValueError("a member's name leaves nothing to extract to: %r" % name)
+    return os.path.join(folder, *parts)
+
+
+def _is_there(info, path):
+    """Whether a file has been extracted before: the same size and the same CRC."""
+    import zlib
+
+    if not os.path.isfile(path) or os.path.getsize(path) != info.file_size:
+        return False
+    crc = 0
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(MiB), b""):
+            crc = zlib.crc32(piece, crc)
+    return crc == info.CRC
+
+
+def _set_attributes(info, path):
+    """The time, and the mode where the archive comes from a system that has them (APPNOTE.TXT 4.4.2 and 4.4.15)."""
+    mode = info.external_attr >> 16 & 0o777
+    if info.create_system == 3 and mode:
+        os.chmod(path, mode)
+    try:
+        modified = time.mktime(info.date_time + (0, 0, -1))
+    except (OverflowError, ValueError):
+        return                  # the archive has no such day
+    os.utime(path, (modified, modified))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
