@@ -58,14 +58,13 @@ _BUFFER_SIZE = 128 * KiB    # of the BufferedReader: one look into a temp file s
 _FIRST_WINDOW = 1 * MiB     # of a reader who has just run on to another member, or jumped in an object without members
 _SMALLEST_RANGE = 128 * KiB  # of what is asked for: its neighbours, in 2 ms
 _GROWTH = 4                 # each further window is so many times the last one
-_FIRST_SEGMENT = 32 * MiB   # of a run: it arrives in less time than a call takes to start, so it may be given up easily
+_FIRST_SEGMENT = 48 * MiB   # of a run: at 90 MB/s it arrives in about the time that the next call takes to start
 _SMALLEST_LIMIT = 64 * KiB  # of a segment, however little disk there is
 _JUMP = 1 * MiB             # skipping so much forward still counts as reading on
 _HELD_BACK = 1 * MiB        # the end of a segment, which is given out only when the call has ended and its answer is right
 _MOST_RUNNING = 5           # processes of one file, if it is read in one place
 _MOST_RUNS = 8              # places in turn that keep what they have running
 _MOST_SEGMENTS = 100        # temp files of one file: a process on macOS may open 256
-_CALL_SECONDS = 0.45        # what it costs to start `aws`
 _LOOK_EVERY = 1 * MiB       # bytes read between thoughts about what else to start
 _POLL = 0.005               # seconds between looks at a growing file: 0.5 MB at 90 MB/s, at 1 % of a core
 _TRIES = 5                  # calls in a row without a new byte before their error is raised
@@ -99,6 +98,8 @@ class S3File(io.BufferedReader):
     frontcache and backcache (the first and the last CACHE_SIZE bytes).
     An S3File can be pickled: it opens again where it is first used, at the same position, and only the same version.
     """
+
+    raw: "_ObjectReader"
 
     def __init__(self, name, mode="rb", *, aws=None, version_id=None, options=(), cache_size=None):
         if mode != "rb":
@@ -181,7 +182,8 @@ class _ObjectReader(io.RawIOBase):
         self.fetched = 0                # bytes that dropped segments brought
         self.unread = 0                 # and how many of those nobody read
         self._position = 0
-        self._tail = None               # the back cache; None: not fetched yet
+        self._opened = False            # whether the tail has been fetched
+        self._tail = b""                # the back cache
         self._head = None               # the front cache; None: not fetched, or still in its segment
         self._segments = []             # what is on disk or coming, oldest first
         self._runs = []                 # the last few, the one read last first
@@ -189,10 +191,12 @@ class _ObjectReader(io.RawIOBase):
         self._keep = 1                  # how many runs seem to be read in turn
         self._new_runs = 0              # changes to a new run, in a row
         self._budget = None             # bytes of temp disk; None: not looked up yet
+        self._call_seconds = 0.45       # what starting `aws` takes; measured when opening
         self._failures = 0              # calls in a row that brought no byte
         self._wanted = 0                # the position up to which the caller has asked for bytes
         self._exactly = False           # whether bounds are of what is going to be read, and nothing beyond is
         self._bounds = None             # where members begin and end, ascending; None: the tail not looked at yet
+        self._stored = set()            # where those begin that are not compressed
         self._unread_directory = None   # an archive's directory that reaches beyond the tail and has not come yet
         self._pid = os.getpid()
 
@@ -249,16 +253,14 @@ class _ObjectReader(io.RawIOBase):
 
     def open(self):
         """Fetch the tail, unless it is there: its answer tells length, ETag and version."""
-        while self._tail is None:
-            if self.source.length == 0:
-                self._tail = b""
-                return
+        while not self._opened and self.source.length != 0:
             segment = self._start(-CACHE_SIZE, 0, _Run(0), "open")
             try:
                 while segment.running():
                     time.sleep(_POLL)
                 if segment.error is None:
                     self._tail = segment.read(0, CACHE_SIZE)
+                    self._opened = True
                 elif segment.error.code in ("InvalidRange", "416") and self.source.length is None:
                     self.source.length = 0      # the last bytes can be had of any object but an empty one
                 elif self.source.length is None and not segment.arrived:
@@ -266,6 +268,7 @@ class _ObjectReader(io.RawIOBase):
                 else:
                     self._count_failure(segment)
                 segment.read_to = segment.arrived       # it is needed, be it for opening alone
+                self._call_seconds = segment.seconds_to_start()
             finally:
                 self._drop(segment)
 
@@ -413,7 +416,7 @@ class _ObjectReader(io.RawIOBase):
 
     def _stop_left_behind(self):
         for segment in [s for s in self._segments if s.running() and not self._is_kept(s.run)]:
-            if segment.seconds_left() > _CALL_SECONDS:
+            if segment.seconds_left() > self._call_seconds:
                 segment.stop()
                 if not segment.arrived:
                     self._drop(segment)
@@ -426,10 +429,8 @@ class _ObjectReader(io.RawIOBase):
         if (len(chain) > (run.depth if self._keep == 1 else 1) or running >= max(_MOST_RUNNING, self._keep + 1)
                 or any(s.error for s in chain) or start >= self._tail_start()):
             return
-        begun = (chain[0].end - chain[0].start) // 4
-        if run.depth > 1:
-            begun = min(begun, _LOOK_EVERY)
-        if start >= self._wanted and (run.position - chain[0].start < begun or self._is_too_far(run, start, chain)):
+        hardly_begun = run.position - chain[0].start < self._begin(run, chain[0])
+        if start >= self._wanted and (hardly_begun or self._is_too_far(run, start, chain)):
             return
         end = self._range_end(run, start)
         if self._make_room(end - start, run.position):
@@ -443,6 +444,14 @@ class _ObjectReader(io.RawIOBase):
             chain.append(segment)
             segment = self._segment_at(segment.end)
         return chain
+
+    def _begin(self, run, segment):
+        """Bytes of a segment to be read before the next one is started: none where it is sure that the network is waited for,
+        or that all will be read."""
+        member = self._member(segment.start)
+        if self._exactly or member and member[0] in self._stored:
+            return 0
+        return min((segment.end - segment.start) // 4, _LOOK_EVERY if run.depth > 1 else segment.end)
 
     def _is_too_far(self, run, start, chain):
         """Whether start is in another member than the one read, and the run has not run on often enough to get there now."""
@@ -535,7 +544,7 @@ class _ObjectReader(io.RawIOBase):
                                                      and all(s.ended and not s.error for s in chain)):
             data = b"".join([s.read(max(0, directory.start - s.start), s.end - s.start) for s in chain])
             data += self._tail[max(0, directory.start - self._tail_start()):]
-            self._bounds = directory.bounds(data)
+            self._bounds, self._stored = directory.bounds(data)
             self._unread_directory = None
         else:
             self._bounds = [directory.start, self._tail_start()]
@@ -547,7 +556,7 @@ class _Directory:
     _END = struct.Struct("<4s4H2LH")                    # end of central directory record
     _END64 = struct.Struct("<4sQ2H2L4Q")                # the same of zip64
     _LOCATOR64 = struct.Struct("<4sLQL")
-    _ENTRY = struct.Struct("<4s16x2L3H8xL")             # a member: sizes, three lengths, offset
+    _ENTRY = struct.Struct("<4s6xH8x2L3H8xL")           # a member: method, sizes, three lengths, offset
     _LOCAL_HEADER = 30 + 0xFFFF + 24                    # its extra field may have any length; and a data descriptor
 
     def __init__(self, start, size, shift):
@@ -570,38 +579,38 @@ class _Directory:
         return cls(start, size, start - offset) if 0 <= start and 0 <= start - offset else None
 
     def bounds(self, data):
-        """Every position where a member begins or ends, ascending, as data, the directory's bytes, have it."""
+        """Every position where a member begins or ends, ascending, and those where one begins that is not compressed, as
+        data, the directory's bytes, have it."""
         members = sorted(self._members(data))
         bounds = {0, self.start}
-        for (start, end), (following, _) in zip(members, members[1:] + [(self.start, None)]):
+        for (start, end, _), (following, _, _) in zip(members, members[1:] + [(self.start, 0, 0)]):
             bounds.update((start, min(end, following)))
-        return sorted(bound for bound in bounds if bound <= self.start)
+        return sorted(bound for bound in bounds if bound <= self.start), {start for start, _, method in members if method == 0}
 
     def _members(self, data):
         at = 0
         while at + self._ENTRY.size <= min(len(data), self.size):
-            magic, size, full_size, name, extra, comment, offset = self._ENTRY.unpack_from(data, at)
+            magic, method, size, full_size, name, extra, comment, offset = self._ENTRY.unpack_from(data, at)
             if magic != b"PK\1\2":
                 return
             if 0xFFFFFFFF in (size, offset):
                 fields = data[at + self._ENTRY.size + name:][:extra]
                 size, offset = self._zip64(fields, full_size, size, offset)
             start = self.shift + offset
-            yield start, start + self._LOCAL_HEADER + name + size
+            yield start, start + self._LOCAL_HEADER + name + size, method
             at += self._ENTRY.size + name + extra + comment
 
     @staticmethod
     def _zip64(fields, *sizes):
-        """Size and offset with those replaced that stand in the zip64 extra field, in its order: full size first."""
+        """Size and offset, with those replaced that stand in the zip64 extra field, in its order: full size first."""
         at = 0
         while at + 4 <= len(fields):
             kind, length = struct.unpack_from("<2H", fields, at)
             if kind == 1:
                 large = iter(struct.unpack("<%dQ" % (length // 8), fields[at + 4:][:length // 8 * 8]))
-                sizes = [next(large, s) if s == 0xFFFFFFFF else s for s in sizes]
-                break
+                return [next(large, size) if size == 0xFFFFFFFF else size for size in sizes][1:]
             at += 4 + length
-        return sizes[-2:]
+        return sizes[1:]
 
 
 class _Segment:
@@ -620,7 +629,11 @@ class _Segment:
         self.error = None                           # why not all has arrived
         self._source, self._why = source, why
         self._body = _temp_file()
-        self._call = source.get(_http_range(start, end), self._body)
+        try:
+            self._call = source.get(_http_range(start, end), self._body)
+        except BaseException:
+            self._body.close()
+            raise
         self._empty_at = self._call.started         # when nothing had arrived yet
         self._stop_at_exit = weakref.finalize(self, self._call.stop)
 
@@ -675,6 +688,10 @@ class _Segment:
     def disk(self):
         """Bytes that it takes, or is going to take, in the temp folder."""
         return self.arrived if self.ended else self.end - self.start
+
+    def seconds_to_start(self):
+        """How long the first byte was waited for."""
+        return self._empty_at - self._call.started
 
     def seconds_left(self):
         """How long the rest will take at the rate seen so far."""
@@ -829,8 +846,11 @@ def s3open(path, mode="r", encoding=None, errors=None, newline=None, *, aws=None
     if not binary:
         io.TextIOWrapper(io.BytesIO(), **text)      # what it refuses should be refused before anything is started
     if kind == "w":
-        writer = _UploadWriter(_Upload(_Object(path, aws, options), expected_size), _UPLOAD_BUFFER)
-        return writer if binary else _mode(_TextUploadWriter(writer, **text), mode)
+        upload = _upload(_Object(path, aws, options), expected_size)
+        writer = _UploadWriter(upload, _UPLOAD_BUFFER)
+        file = writer if binary else _mode(_TextUploadWriter(writer, **text), mode)
+        file.upload = upload
+        return file
     reader = S3File(path, aws=aws, options=options)
     reader.raw.expect([(0, reader.length)])
     return reader if binary else _mode(io.TextIOWrapper(reader, **text), mode)
@@ -839,6 +859,22 @@ def s3open(path, mode="r", encoding=None, errors=None, newline=None, *, aws=None
 def _mode(file, mode):
     file.mode = mode
     return file
+
+
+def _upload(source, expected_size):
+    """Start an `aws s3 cp - URL`, and return what writes to its standard input."""
+    if source.key.endswith("/"):
+        raise ValueError("the AWS CLI cannot write a key that ends in a slash: %r" % (source.name,))
+    size = [] if expected_size is None else ["--expected-size", str(expected_size)]
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            theirs.send(b"!")
+            return _Upload(source, _Call(source, ["s3", "cp", "-", source.name, "--only-show-errors"] + size + source.options,
+                                         stdin=theirs), ours)
+    except BaseException:
+        ours.close()
+        raise
 
 
 class _Upload(io.RawIOBase):
@@ -851,22 +887,10 @@ class _Upload(io.RawIOBase):
 
     mode = "wb"
 
-    def __init__(self, source, expected_size):
-        if source.key.endswith("/"):
-            raise ValueError("the AWS CLI cannot write a key that ends in a slash: %r" % (source.name,))
-        self._source = source
+    def __init__(self, source, call, our_socket):
+        self._source, self._call, self._socket = source, call, our_socket
         self._over = False          # whether the upload has failed or was given up, and that is known to the caller
-        self._call = None           # not started
         self.name = source.name
-        size = [] if expected_size is None else ["--expected-size", str(expected_size)]
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            theirs.send(b"!")
-            try:
-                self._call = _Call(source, ["s3", "cp", "-", source.name, "--only-show-errors"] + size + source.options, stdin=theirs)
-            except BaseException:
-                self._socket.close()
-                raise
 
     def writable(self):
         return True
@@ -883,7 +907,7 @@ class _Upload(io.RawIOBase):
             raise
 
     def close(self):
-        if self.closed or not self._call or not self._call.owned():
+        if self.closed or not self._call.owned():
             return super().close()
         try:
             if not self._over:
@@ -916,12 +940,14 @@ class _Upload(io.RawIOBase):
                 self._call.stop()
 
 
-class _AbortsOnError:
+class _AbortsOnError(io.IOBase):
     """What the files that write to an _Upload have in common: they end it well only if the `with` body did."""
+
+    upload: _Upload
 
     def __exit__(self, kind, error, traceback):
         if kind is not None:
-            self._upload().abort()
+            self.upload.abort()
         self.close()
 
     def __del__(self):
@@ -931,13 +957,11 @@ class _AbortsOnError:
 
 
 class _UploadWriter(_AbortsOnError, io.BufferedWriter):
-    def _upload(self):
-        return self.raw
+    pass
 
 
 class _TextUploadWriter(_AbortsOnError, io.TextIOWrapper):
-    def _upload(self):
-        return self.buffer.raw
+    pass
 
 
 class _Call:
@@ -955,18 +979,18 @@ class _Call:
         self.started = time.monotonic()
         self._process = subprocess.Popen.__new__(subprocess.Popen)
         try:
-            self._process.__init__(             # as UTF-8 whatever our locale is: the child's is pinned to that
+            self._process.__init__(  # as UTF-8 whatever our locale is: the child's is pinned to that
                 [word.encode("utf-8", "surrogateescape") for word in self._words], env=_environment(), stdin=stdin,
                 stdout=self._stdout, stderr=self._stderr, pass_fds=[*pass_fds, *(file.fileno() for file in files)])
-        except OSError as error:
-            self.close()
-            raise source.error(error.errno, "cannot run %r (%s): install the AWS CLI, or name it in S3ZIP_AWS or with aws="
-                               % (self._words[0], error.strerror)) from None
-        except BaseException:                   # an interrupt between the start and the end of __init__
-            if getattr(self._process, "pid", None):
+        except BaseException as error:
+            if getattr(self._process, "pid", None):     # an interrupt after it has started
                 self._process.kill()
                 self._process.wait()
-            raise
+            self.close()
+            if not isinstance(error, OSError):
+                raise
+            raise source.error(error.errno, "cannot run %r (%s): install the AWS CLI, or name it in S3ZIP_AWS or with aws="
+                               % (self._words[0], error.strerror)) from None
 
     def status(self):
         """The exit status; None while it runs."""
@@ -1116,7 +1140,7 @@ _GONE = ("PreconditionFailed", "412", "NoSuchKey", "NoSuchBucket", "NoSuchVersio
 _PASSING = re.compile(r"SlowDown|InternalError|ServiceUnavailable|RequestTimeout|\w*Throttl\w*|429|5\d\d")
 
 # What is not S3's but the CLI's own
-_MESSAGES = [(re.compile(pattern, re.IGNORECASE), *rest) for pattern, *rest in (
+_MESSAGES = (
     (r"unable to locate credentials|partial credentials|config profile .* could not be found|\bSSO\b"
      r"|token has expired|error when retrieving (credentials|token)", S3PermissionError, errno.EACCES, False,
      "see `aws configure` and `aws sts get-caller-identity`"),
@@ -1126,7 +1150,7 @@ _MESSAGES = [(re.compile(pattern, re.IGNORECASE), *rest) for pattern, *rest in (
     (r"connection|total bytes expected|IncompleteRead", S3ConnectionError, errno.ECONNRESET, True, ""),
     (r"usage: |unknown option|parameter validation|invalid choice|the following arguments", S3Error, errno.EINVAL, False, ""),
     (r"", S3Error, errno.EIO, True, ""),
-)]
+)
 
 
 def _aws_error(source, call, opened=False):
@@ -1145,7 +1169,7 @@ def _aws_error(source, call, opened=False):
     if status < 0:
         return source.error(errno.EIO, _join("`aws` was killed by signal %d" % -status, said), call, passing=True)
     for pattern, kind, number, passing, hint in _MESSAGES:
-        if pattern.search(said):
+        if re.search(pattern, said, re.IGNORECASE):
             break
     if number == errno.ENOSPC:
         hint = "no room in the temp folder %s: set TMPDIR to a larger one, or use a smaller cache_size" % tempfile.gettempdir()
@@ -1203,7 +1227,8 @@ def _parse(argv):
                                ("-e", _extract, "extract into DIR"), ("-t", _test, "test: read all and check the CRCs")):
         verbs.add_argument(option, dest="verb", action="store_const", const=verb, help=text)
     parser.add_argument("url", metavar="URL", help="s3://BUCKET/KEY, or the path of a local archive")
-    parser.add_argument("rest", metavar="[DIR] PATTERN", nargs="*", help="the folder for -e; members (all, without any; -p needs one)")
+    parser.add_argument("rest", metavar="[DIR] PATTERN", nargs="*",
+                        help="the folder for -e; then the members: all, if there is none (-p needs one)")
     parser.add_argument("--aws", metavar="COMMAND", help="the AWS CLI with its global options (default: $S3ZIP_AWS, or aws)")
     parser.add_argument("--stats", action="store_true", help="tell at the end what it took")
     parser.add_argument("-v", dest="verbose", action="store_true", help="show the calls of aws, and a traceback")
