@@ -327,11 +327,11 @@ class _ObjectReader(io.RawIOBase):
                 self._failures = 0
                 segment.run.position = position + count
                 return count
-            if segment.running():
+            if segment.ended:           # as readinto found: to look again here could find the rest of the bytes
+                self._recover(segment)
+            else:
                 segment.run.wait(_POLL, for_network=segment.is_short())
                 segment.run.look_again = position
-            else:
-                self._recover(segment)
 
     def _segment_at(self, position):
         for segment in self._segments:
@@ -427,7 +427,7 @@ class _ObjectReader(io.RawIOBase):
         running = sum(s.running() for s in self._segments)
         start = chain[-1].end
         if (len(chain) > (run.depth if self._keep == 1 else 1) or running >= max(_MOST_RUNNING, self._keep + 1)
-                or any(s.error for s in chain) or start >= self._tail_start()):
+                or self._failures or any(s.error for s in chain) or start >= self._tail_start()):
             return
         hardly_begun = run.position - chain[0].start < self._begin(run, chain[0])
         if start >= self._wanted and (hardly_begun or self._is_too_far(run, start, chain)):
@@ -607,7 +607,8 @@ class _Directory:
         while at + 4 <= len(fields):
             kind, length = struct.unpack_from("<2H", fields, at)
             if kind == 1:
-                large = iter(struct.unpack("<%dQ" % (length // 8), fields[at + 4:][:length // 8 * 8]))
+                field = fields[at + 4:at + 4 + length]
+                large = iter(struct.unpack_from("<%dQ" % (len(field) // 8), field))
                 return [next(large, size) if size == 0xFFFFFFFF else size for size in sizes][1:]
             at += 4 + length
         return sizes[1:]
@@ -650,7 +651,6 @@ class _Segment:
 
     def _finish(self):
         """Hold what has arrived against what was asked for and against what `aws` says of it."""
-        self.ended = True
         try:
             if self.arrived > self.end - self.start:
                 raise self._source.error(errno.EIO, "the server sent more bytes than asked for", self._call)
@@ -659,7 +659,8 @@ class _Segment:
         except S3Error as error:
             self.error = error
             if not error.passing:
-                self.arrived = 0
+                self.arrived = self.read_to = 0
+        self.ended = True               # only now: an interrupt before makes all of this be done again
         self._end_call(self.error.strerror if self.error else "ended")
 
     def _end_call(self, how):
@@ -703,10 +704,10 @@ class _Segment:
     def stop(self):
         """End the call. What has arrived stays, but for the part that only a checked answer would have released."""
         if self.running():
-            self.ended = True
             self._stop_at_exit()
             self.arrived = max(0, min(os.fstat(self._body.fileno()).st_size, self.end - self.start - _HELD_BACK))
             self.end = self.start + self.arrived
+            self.ended = True
             self._end_call("stopped")
 
     def disown(self):
@@ -979,7 +980,7 @@ class _Call:
         self.started = time.monotonic()
         self._process = subprocess.Popen.__new__(subprocess.Popen)
         try:
-            self._process.__init__(  # as UTF-8 whatever our locale is: the child's is pinned to that
+            self._process.__init__(  # type: ignore[misc]   # as UTF-8 whatever our locale is: the child's is pinned to that
                 [word.encode("utf-8", "surrogateescape") for word in self._words], env=_environment(), stdin=stdin,
                 stdout=self._stdout, stderr=self._stderr, pass_fds=[*pass_fds, *(file.fileno() for file in files)])
         except BaseException as error:
@@ -1354,7 +1355,7 @@ def _printable(name):
 
 def _list(archive, arguments):
     infos = archive.members(arguments.rest)
-    sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     print("%14s %14s  %-19s %s" % ("Size", "Compressed", "Modified", "Name"))
     for info in infos:
         print("%14d %14d  %04d-%02d-%02d %02d:%02d:%02d %s"

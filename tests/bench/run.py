@@ -16,6 +16,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import stat
 import statistics
 import subprocess
@@ -40,6 +41,7 @@ Run = collections.namedtuple("Run", "seconds opened cpu memory disk calls reques
 
 def main():
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))       # through the `with` blocks, which end nginx and the readers
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3zip-bench-"))
         os.chmod(scratch, 0o755)
@@ -125,16 +127,24 @@ class Bench:
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "readers.py")
         process = subprocess.Popen([sys.executable, script, json.dumps(job)], stdout=subprocess.PIPE, start_new_session=True,
                                    stderr=subprocess.DEVNULL, env=self._environment(job["endpoint"], folder))
-        began, disk = time.monotonic(), 0
-        while process.poll() is None:
-            if time.monotonic() - began > self._args.patience:
-                os.killpg(process.pid, 9)       # with what it has started
-                process.communicate()
-                return {"cannot": "over %d s" % self._args.patience}, disk
+        try:
+            disk = self._watch(process, folder)
+            late = process.poll() is None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)      # with what it has started
+            output = process.communicate()[0]
+        if late:
+            return {"cannot": "over %d s" % self._args.patience}, disk
+        return json.loads(output) if output else {"cannot": "died with status %d" % process.returncode}, disk
+
+    def _watch(self, process, folder):
+        """The most bytes in folder until the process ends or patience does."""
+        end, disk = time.monotonic() + self._args.patience, 0
+        while process.poll() is None and time.monotonic() < end:
             disk = max(disk, _temp_disk(process.pid, folder))
             time.sleep(0.05)
-        output = process.communicate()[0]
-        return json.loads(output) if output else {"cannot": "died with status %d" % process.returncode}, disk
+        return disk
 
     def _environment(self, endpoint, folder):
         """Ours, with nothing in it that leads to Amazon or to somebody's account."""
@@ -169,7 +179,7 @@ class Bench:
 
     def _row(self, speed, work, reader):
         if (speed, work, reader) in self._excuses:
-            return [self._excuses[speed, work, reader].replace("|", "/").replace("\n", " ")[:90]] + [""] * 8
+            return [self._excuse((speed, work, reader))] + [""] * 8
         run = self.median(speed, work, reader)
         ratios = [self._ratio(run, self.median(speed, work, other)) for other in ("s3zip", "local")]
         return [_figure(run.seconds), *ratios, "%.1f" % run.cpu, "%d" % run.calls, "%d" % run.requests,
@@ -192,19 +202,35 @@ class Bench:
         print("\n### Goals\n\n| goal | server | figure | limit | |\n|---|---|--:|--:|---|")
         for speed in self._args.speed:
             for title, speeds, judge in _goals(packed):
-                with contextlib.suppress(Missing):
+                with contextlib.suppress(NotAsked):
                     if speed in speeds:
-                        print("| %s | %s | %s |" % (title, SPEED_TITLES[speed], judge(functools.partial(self._needed, speed))))
+                        print("| %s | %s | %s |" % (title, SPEED_TITLES[speed], self._verdict(speed, judge)))
+
+    def _verdict(self, speed, judge):
+        try:
+            return judge(functools.partial(self._needed, speed))
+        except NoFigure as reason:
+            return "| | not known: %s" % reason
 
     def _needed(self, speed, work, reader="s3zip"):
-        run = self.median(speed, work, reader)
+        key = speed, work, reader
+        if key in self._excuses:
+            raise NoFigure("%s: %s" % (reader, self._excuse(key)))
+        run = self.median(*key)
         if not run:
-            raise Missing
+            raise NotAsked
         return run
 
+    def _excuse(self, key):
+        return self._excuses[key].replace("|", "/").replace("\n", " ")[:90]
 
-class Missing(Exception):
-    """A goal cannot be judged: what it needs was not measured."""
+
+class NotAsked(Exception):
+    """A goal needs what this run was not to measure."""
+
+
+class NoFigure(Exception):
+    """A goal needs a figure of a reader that could not or did not finish."""
 
 
 def _at_most(figure, limit):
