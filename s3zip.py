@@ -62,7 +62,7 @@ _FIRST_SEGMENT = 48 * MiB   # of a run: at 90 MB/s it arrives in about the time 
 _SMALLEST_LIMIT = 64 * KiB  # of a segment, however little disk there is
 _JUMP = 1 * MiB             # skipping so much forward still counts as reading on
 _HELD_BACK = 1 * MiB        # the end of a segment, which is given out only when the call has ended and its answer is right
-_MOST_RUNNING = 5           # processes of one file, if it is read in one place
+_MOST_RUNNING = 4           # processes of one file, if it is read in one place
 _MOST_RUNS = 8              # places in turn that keep what they have running
 _MOST_SEGMENTS = 100        # temp files of one file: a process on macOS may open 256
 _LOOK_EVERY = 1 * MiB       # bytes read between thoughts about what else to start
@@ -1183,17 +1183,18 @@ def _join(message, hint):
 
 # -- the command line
 
+_USAGE = """s3zip (-l | -p | -t) [-v] [-q] [--stats] [--aws COMMAND] URL [PATTERN ...]
+       s3zip -e [-v] [-q] [--stats] [--aws COMMAND] URL DIR [PATTERN ...]"""
+
 _EXAMPLES = """\
 examples:
-  s3zip -l s3://bucket/archive.zip                       list the members
-  s3zip -l s3://bucket/archive.zip '*.csv'               list some of them
-  s3zip -p s3://bucket/archive.zip 'data/*.csv' | head   print members, as they come
-  s3zip -e s3://bucket/archive.zip out                   extract all; run again, it goes on where it stopped
-  s3zip -t s3://bucket/archive.zip                       read everything and check it
-  s3zip -l s3://bucket/archive.zip --aws 'aws --profile prod'
+  s3zip -l s3://bucket/a.zip                        all members
+  s3zip -p s3://bucket/a.zip 'data/*.csv' | head    some, as they come
+  s3zip -e s3://bucket/a.zip out                    again: goes on where it stopped
+  s3zip -t s3://bucket/a.zip --aws 'aws --profile prod'
 
-A pattern is a glob as in unzip: * and ? match slashes too. One that matches nothing is an error.
-exit status: 0; 1 an error; 2 wrong usage, or -t found damage (1, 81, 82 as unzip -t); 130 Ctrl-C; 141 closed pipe."""
+In a PATTERN * and ? match slashes too; one that matches nothing is an error.
+Exit status: 1 for an error, 2 for wrong usage; -t: 1, 2, 81, 82 as unzip -t."""
 
 
 def main(argv=None):
@@ -1221,16 +1222,16 @@ def main(argv=None):
 def _parse(argv):
     import argparse
 
-    parser = argparse.ArgumentParser(prog="s3zip", description="List, print, extract or test the members of a ZIP archive in S3.",
-                                     epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="s3zip", usage=_USAGE, description="List, print, extract or test the members of a ZIP archive in S3.",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_mutually_exclusive_group(required=True)
     for option, verb, text in (("-l", _list, "list: size, compressed size, date, name"), ("-p", _print, "print to standard output"),
-                               ("-e", _extract, "extract into DIR"), ("-t", _test, "test: read all and check the CRCs")):
+                               ("-e", _extract, "extract into the folder DIR"), ("-t", _test, "test: read all and check the CRCs")):
         verbs.add_argument(option, dest="verb", action="store_const", const=verb, help=text)
-    parser.add_argument("url", metavar="URL", help="s3://BUCKET/KEY, or the path of a local archive")
-    parser.add_argument("rest", metavar="[DIR] PATTERN", nargs="*",
-                        help="the folder for -e; then the members: all, if there is none (-p needs one)")
-    parser.add_argument("--aws", metavar="COMMAND", help="the AWS CLI with its global options (default: $S3ZIP_AWS, or aws)")
+    parser.add_argument("url", metavar="URL", help="s3://BUCKET/KEY, or the path of a local file")
+    parser.add_argument("rest", metavar="PATTERN", nargs="*", help="which members; without any, all (-p needs one)")
+    parser.add_argument("--aws", metavar="COMMAND", help="aws with its global options; default: $S3ZIP_AWS")
     parser.add_argument("--stats", action="store_true", help="tell at the end what it took")
     parser.add_argument("-v", dest="verbose", action="store_true", help="show the calls of aws, and a traceback")
     parser.add_argument("-q", dest="quiet", action="store_true", help="no progress line, no summary")

@@ -10,15 +10,14 @@ import pytest
 import archives
 from s3zip import CACHE_SIZE, S3Error, S3File, s3open
 
-pytest_plugins = ["one_cli"]
+pytest_plugins = ["recorder"]
 
 SECRET = b"the content of a local file"
 
 # LEAK and PORT stand for the path of a local file and the port of a local server
-KEYS = ["a b?c#d%20e+f&g=h;i", "-x", "--range=bytes=0-0", "new\nline\n", "q'\"q `$(touch x)` \\", "ü/日本/\U0001F600 e\u0301", "/lead",
-        "a//b///c", " trail ", "*?[a]!{b}", "cr\rlf", "s3://bucket/other", "file:/x", "FILE://LEAK", "%2e%2e/x%00"]
-PARAMETERS = ["file://LEAK", "fileb://LEAK", "http://127.0.0.1:PORT/LEAK", "https://127.0.0.1:PORT/LEAK", "file://", "file://LEAK\n",
-              "file://ü '\"-"]
+KEYS = ["a b?c#d%20e+f&g=h;i", "-x", "--range=bytes=0-0", "new\nline\r\n", "q'\"q `$(touch x)` \\n", "ü/日本/\U0001F600 e\u0301", "/lead",
+        "a//b///c ", "s3://bucket/*?[a]!{b}", "FILE://LEAK", "%2e%2e/x%00"]
+PARAMETERS = ["file://LEAK", "fileb://LEAK", "http://127.0.0.1:PORT/LEAK", "https://127.0.0.1:PORT/LEAK", "file://ü '\"-\n"]
 
 
 @pytest.fixture
@@ -74,8 +73,7 @@ def test_keys_are_read_to_the_letter(put, calls, proxy, filled, local_server, ke
     assert_nothing_left()
 
 
-@pytest.mark.parametrize("key", ["a b?c#d%20e+f&g=h;i", "-x", "q'\"q `$(touch x)` \\\n", "ü/日本//e\u0301", "/lead", "file://LEAK",
-                                 "http://127.0.0.1:PORT/LEAK"])
+@pytest.mark.parametrize("key", ["-x ü?c#d%20e+f&g=h", "/lead//q'\"q `$(touch x)`\n", "file://LEAK", "http://127.0.0.1:PORT/LEAK"])
 def test_keys_are_written_to_the_letter(server, bucket, put, calls, filled, local_server, key):
     key = filled(key)
     url = put(key, b"old")                          # so that it goes after the test
@@ -96,7 +94,7 @@ def test_nothing_leaks_by_a_key_that_is_not_there(bucket, calls, proxy, filled, 
     assert local_server.visits == []
 
 
-@pytest.mark.parametrize("etag", ["file://LEAK", "fileb://LEAK", "http://127.0.0.1:PORT/LEAK", "https://127.0.0.1:PORT/", '"-x"', "--range"])
+@pytest.mark.parametrize("etag", ["file://LEAK", "fileb://LEAK", "http://127.0.0.1:PORT/", "--range"])
 def test_an_etag_cannot_make_the_cli_read_files(put, calls, proxy, filled, local_server, etag):
     """A server chooses it, and gets it back with the next range: it must not get the content of a local file instead."""
     etag = filled(etag)
@@ -120,13 +118,14 @@ def test_a_version_id_cannot_make_the_cli_read_files(put, calls, proxy, filled, 
 
 @pytest.mark.parametrize("url", [
     "", "s3:", "s3://", "s3://bucket", "s3://bucket/", "s3:///key", "s3:/bucket/key", "S3://bucket/key", " s3://bucket/key", "bucket/key",
-    "/bucket/key", "http://bucket/key", "https://bucket.s3.amazonaws.com/key", "file:///etc/passwd", "s3://bucket/a\0b", "s3://arn:aws:s3/k",
-    "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint", "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name",
+    "/bucket/key", "http://bucket/key", "https://bucket.s3.amazonaws.com/key", "file:///etc/passwd", "s3://bucket/a\0b",
+    "s3://arn:aws:s3/k", "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint", "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name",
     "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/", "s3://bucket/file://a\rb", "s3://bucket/https://\r\n",
     "s3://bucket/\ud800", "s3://bucket/file://\ud800", "s3://bucket\nname", b"s3://bucket/key", None, 5])
-def test_what_is_not_a_url(login, aws_calls, url):
+@pytest.mark.one_cli
+def test_what_is_not_a_url(login, calls, url):
     login()
-    with aws_calls(0):
+    with calls(0):
         with pytest.raises(ValueError):
             S3File(url)
         for mode in ("r", "wb"):
@@ -168,7 +167,7 @@ def test_buckets_and_keys_reach_the_command_line(recorder, stub, url):
 def test_nothing_matches_by_prefix(server, put, bucket, calls):
     longer = put("a/bc", b"longer")
     put("a/b/c", b"below")
-    for absent in ("s3://bucket/a/b", "s3://bucket/a", "s3://bucket/a/", "s3://bucke/a/bc"):
+    for absent in ("s3://bucket/a/b", "s3://bucket/a", "s3://bucke/a/bc"):
         with calls(1), pytest.raises(FileNotFoundError) as caught:
             S3File(absent)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, absent)

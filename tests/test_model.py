@@ -46,13 +46,14 @@ class Pair:
     def __init__(self, data, open_file):
         self.data, self.open_file = data, open_file
         self.compared = collections.Counter()
-        self.reopen()
+        self.file, self.model = open_file(), io.BytesIO(data)
 
     def do(self, name, *arguments):
         getattr(self, name)(*arguments)
         self.compared[name] += name not in ("jump", "read_on", "reopen")        # which consist of others or compare nothing
 
     def reopen(self):
+        self.file.close()
         self.file, self.model = self.open_file(), io.BytesIO(self.data)
 
     def read(self, count):
@@ -139,8 +140,28 @@ class Pair:
         self.file.close()
 
 
+class OwningZipFile(zipfile.ZipFile):
+    """Closes its file with itself."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self._file = file
+
+    def close(self):
+        super().close()
+        self._file.close()
+
+
 class MemberPair(Pair):
-    """What a member cannot do is replaced by what it can."""
+    """A member; what it cannot do is replaced by what it can. The archive is closed with it."""
+
+    def __init__(self, data, archive, name):
+        self.archive = archive
+        super().__init__(data, lambda: archive.open(name))
+
+    def close(self):
+        super().close()
+        self.archive.close()
 
     def seek(self, offset, whence):
         target = min(len(self.data), max(0, [0, self.model.tell(), len(self.data)][whence] + offset))     # zipfile does so
@@ -150,7 +171,6 @@ class MemberPair(Pair):
     frontcache = backcache = bad_whence = Pair.tell
 
     def pickle(self):
-        self.file.close()
         self.reopen()
 
     def readinto(self, count):
@@ -177,10 +197,10 @@ def zip_pairs(stub, size, seed, cache_size):
     archives.write_zip(str(stub.root / "archive"), members)
     data = (stub.root / "archive").read_bytes()
     url = stub.put("archive.zip", data)
-    archive = zipfile.ZipFile(s3zip.S3File(url, aws=stub.aws, cache_size=cache_size))
+    archive = OwningZipFile(s3zip.S3File(url, aws=stub.aws, cache_size=cache_size))
     names = sorted(members)
     return [Pair(data, lambda: s3zip.S3File(url, aws=stub.aws, cache_size=cache_size)) for _ in range(2)] + [
-        MemberPair(members[name], lambda name=name: archive.open(name)) for name in (names[seed % len(names)], "b")]
+        MemberPair(members[name], archive, name) for name in (names[seed % len(names)], "b")]
 
 
 @pytest.mark.timeout(0)

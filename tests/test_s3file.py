@@ -24,7 +24,7 @@ import s3zip
 import servers
 from s3zip import CACHE_SIZE, S3Error, S3File
 
-pytest_plugins = ["one_cli"]
+pytest_plugins = ["recorder"]
 
 MODULE = s3zip.__file__
 SIZES = [0, 1, CACHE_SIZE - 1, CACHE_SIZE, CACHE_SIZE + 1, 3 * 1024 * 1024 + 7]
@@ -75,26 +75,29 @@ def anywhere(file, data):
         yield draw.choice(reads)()
 
 
-@pytest.mark.parametrize("size, calls", list(zip(SIZES, [1, 1, 1, 1, 2, 3])))
-def test_reads_as_a_local_file(urls, aws_calls, tmp_path, size, calls):
+@pytest.mark.parametrize("size, expected", list(zip(SIZES, [1, 1, 1, 1, 2, 3])))
+@pytest.mark.one_cli
+def test_reads_as_a_local_file(urls, calls, tmp_path, size, expected):
     data = DATA[:size]
     (tmp_path / "local").write_bytes(data)
-    with aws_calls(calls), S3File(urls[size]) as file, open(tmp_path / "local", "rb") as local:
+    with calls(expected), S3File(urls[size]) as file, open(tmp_path / "local", "rb") as local:
         assert list(in_order(file, data)) == list(in_order(local, data))
         assert list(anywhere(file, data)) == list(anywhere(local, data))
 
 
-@pytest.mark.parametrize("size, calls", [(0, 1), (1, 1), (LARGE, 3)])
-def test_iterates_as_a_local_file(urls, aws_calls, size, calls):
-    with aws_calls(calls), S3File(urls[size]) as file:
+@pytest.mark.parametrize("size, expected", [(0, 1), (LARGE, 3)])
+@pytest.mark.one_cli
+def test_iterates_as_a_local_file(urls, calls, size, expected):
+    with calls(expected), S3File(urls[size]) as file:
         assert iter(file) is file
         assert list(file) == list(io.BytesIO(DATA[:size]))
         assert next(file, "nothing more") == "nothing more"
 
 
-def test_partial_reads(urls, aws_calls):
+@pytest.mark.one_cli
+def test_partial_reads(urls, calls):
     """read1, readinto1 and peek may give less than asked for, but something, and the right thing."""
-    with aws_calls(3), S3File(urls[LARGE]) as file:
+    with calls(3), S3File(urls[LARGE]) as file:
         while file.tell() < LARGE:
             at = file.tell()
             peeked = file.peek(10)
@@ -110,8 +113,9 @@ def test_partial_reads(urls, aws_calls):
         assert file.read1() == file.read1(-1) + DATA[-10:] == DATA[-10:]
 
 
-def test_seek_tell_and_the_end(urls, aws_calls):
-    with aws_calls(1), S3File(urls[LARGE]) as file:
+@pytest.mark.one_cli
+def test_seek_tell_and_the_end(urls, calls):
+    with calls(1), S3File(urls[LARGE]) as file:
         assert (file.tell(), file.seek(5), file.seek(5, 1), file.tell(), file.seek(0, 2), file.tell()) == (0, 5, 10, 10, LARGE, LARGE)
         assert (file.read(1), file.read(), file.readline(), file.peek()) == (b"", b"", b"", b"")
         assert (file.seek(10 ** 12), file.read(1), file.read(), file.tell()) == (10 ** 12, b"", b"", 10 ** 12)
@@ -131,9 +135,10 @@ def test_seek_tell_and_the_end(urls, aws_calls):
         assert file.tell() == LARGE - 7
 
 
-def test_states(urls, aws_calls, assert_nothing_left):
+@pytest.mark.one_cli
+def test_states(urls, calls, assert_nothing_left):
     url = urls[LARGE]
-    with aws_calls(1):
+    with calls(1):
         file = S3File(url)
         assert isinstance(file, io.BufferedReader) and isinstance(file, io.BufferedIOBase)
         assert (file.readable(), file.seekable(), file.writable(), file.closed, file.isatty()) == (True, True, False, False, False)
@@ -146,16 +151,18 @@ def test_states(urls, aws_calls, assert_nothing_left):
             assert entered is file
         assert file.closed and repr(file) == "<s3zip.S3File %r closed>" % url
         file.close()
-        for refused in (file.read, file.read1, file.readline, file.peek, file.tell, file.seekable, file.readable, file.writable,
-                        file.__enter__, lambda: file.seek(0), lambda: file.readinto(bytearray(1)), lambda: next(file)):
+        for refused in (file.read, file.read1, file.readline, file.readlines, file.peek, file.tell, file.seekable, file.readable,
+                        file.fileno, file.flush, file.truncate, file.isatty, file.__enter__, file.__iter__, lambda: file.seek(0),
+                        lambda: file.readinto(bytearray(1)), lambda: next(file)):
             with pytest.raises(ValueError):
                 refused()
         assert (file.name, file.mode, file.length, file.key) == (url, "rb", LARGE, "of/%d" % LARGE)
     assert_nothing_left()
 
 
-def test_closing_never_replaces_an_exception(urls, aws_calls, assert_nothing_left):
-    with aws_calls(2), pytest.raises(ZeroDivisionError):
+@pytest.mark.one_cli
+def test_closing_never_replaces_an_exception(urls, calls, assert_nothing_left):
+    with calls(2), pytest.raises(ZeroDivisionError):
         with S3File(urls[LARGE]) as file:
             file.read(1)
             1 / 0
@@ -163,8 +170,9 @@ def test_closing_never_replaces_an_exception(urls, aws_calls, assert_nothing_lef
 
 
 @pytest.mark.parametrize("size", [0, LARGE])
-def test_attributes(urls, aws_calls, size):
-    with aws_calls(1), S3File(urls[size], "rb") as file:
+@pytest.mark.one_cli
+def test_attributes(urls, calls, size):
+    with calls(1), S3File(urls[size], "rb") as file:
         assert (file.name, file.mode, file.bucket, file.key) == (urls[size], "rb", "sizes", "of/%d" % size)
         assert (file.url.scheme, file.url.netloc, file.url.path) == ("s3", "sizes", "/of/%d" % size)
         assert (file.url.query, file.url.fragment, file.url.params) == ("", "", "")
@@ -175,26 +183,28 @@ def test_attributes(urls, aws_calls, size):
                 setattr(file, name, "other")
 
 
-@pytest.mark.parametrize("size, calls", list(zip(SIZES, [0, 0, 0, 0, 1, 1])))
-def test_caches_are_there_and_cost_nothing(urls, aws_calls, size, calls):
+@pytest.mark.parametrize("size, expected", list(zip(SIZES, [0, 0, 0, 0, 1, 1])))
+@pytest.mark.one_cli
+def test_caches_are_there_and_cost_nothing(urls, calls, size, expected):
     data = DATA[:size]
-    with aws_calls(1):
+    with calls(1):
         file = S3File(urls[size])
         assert file.backcache == data[-CACHE_SIZE:]
         start = max(0, size - CACHE_SIZE)
         assert (file.seek(start), file.read(), file.seek(start), file.read(10)) == (start, data[start:], start, data[start:start + 10])
-    with aws_calls(calls):
+    with calls(expected):
         assert file.frontcache == data[:CACHE_SIZE]
-    with aws_calls(0):
+    with calls(0):
         assert (file.frontcache, file.backcache) == (data[:CACHE_SIZE], data[-CACHE_SIZE:])
         assert (file.seek(0), file.read(CACHE_SIZE)) == (0, data[:CACHE_SIZE])
         assert (file.seek(1), file.read(5)) == (1, data[1:6])
     file.close()
 
 
-def test_front_cache_stays_when_the_disk_is_needed(urls, aws_calls):
+@pytest.mark.one_cli
+def test_front_cache_stays_when_the_disk_is_needed(urls, calls):
     """What was read is evicted from a temp folder that is too small, the caches are not."""
-    with aws_calls(3), S3File(urls[LARGE], cache_size=0) as file:
+    with calls(3), S3File(urls[LARGE], cache_size=0) as file:
         assert file.read(10) == DATA[:10]
         file.seek(CACHE_SIZE + 100000)
         assert file.read(10) == DATA[CACHE_SIZE + 100000:][:10]
@@ -202,7 +212,7 @@ def test_front_cache_stays_when_the_disk_is_needed(urls, aws_calls):
         assert file.frontcache == DATA[:CACHE_SIZE]
         file.seek(CACHE_SIZE + 100000)
         file.read(10)
-        with aws_calls(0):
+        with calls(0):
             assert (file.frontcache, file.backcache) == (DATA[:CACHE_SIZE], DATA[-CACHE_SIZE:])
             assert (file.seek(500), file.read(10)) == (500, DATA[500:510])
 
@@ -221,7 +231,8 @@ def test_an_archive_is_opened_and_listed_in_one_call(put, calls, tmp_path):
         assert archive.read("stored1") == archives.noise(2 << 20, 1)
 
 
-def test_consumers(put, aws_calls, tmp_path):
+@pytest.mark.one_cli
+def test_consumers(put, calls, tmp_path):
     """What reads files reads these: csv and io, json, gzip, tarfile, shutil. Each small object costs the call that opens it."""
     table = "".join("%d;ä%d\r\n" % (number, number) for number in range(5000))
     packed = io.BytesIO()
@@ -232,22 +243,23 @@ def test_consumers(put, aws_calls, tmp_path):
     urls = {name: put("consumers/" + name, data) for name, data in {
         "csv": table.encode("latin-1"), "json": json.dumps({"ü": [1, 2]}).encode(), "gzip": gzip.compress(DATA[:300000]),
         "tar": packed.getvalue(), "any": DATA[:400000]}.items()}
-    with aws_calls(1), io.TextIOWrapper(S3File(urls["csv"]), "latin-1", newline="") as text:
+    with calls(1), io.TextIOWrapper(S3File(urls["csv"]), "latin-1", newline="") as text:
         assert list(csv.reader(text, delimiter=";")) == [line.split(";") for line in table.splitlines()]
-    with aws_calls(1), S3File(urls["json"]) as file:
+    with calls(1), S3File(urls["json"]) as file:
         assert json.load(file) == {"ü": [1, 2]}
-    with aws_calls(1), S3File(urls["gzip"]) as file, gzip.open(file) as unpacked:
+    with calls(1), S3File(urls["gzip"]) as file, gzip.open(file) as unpacked:
         assert unpacked.read() == DATA[:300000]
         assert (unpacked.seek(1000), unpacked.read(5)) == (1000, DATA[1000:1005])
-    with aws_calls(1), S3File(urls["tar"]) as file, tarfile.open(fileobj=file) as archive:
+    with calls(1), S3File(urls["tar"]) as file, tarfile.open(fileobj=file) as archive:
         assert archive.getnames() == ["member"]
         assert archive.extractfile("member").read() == DATA[:200000]
-    with aws_calls(1), S3File(urls["any"]) as file, open(tmp_path / "copy", "wb") as copy:
+    with calls(1), S3File(urls["any"]) as file, open(tmp_path / "copy", "wb") as copy:
         shutil.copyfileobj(file, copy)
     assert (tmp_path / "copy").read_bytes() == DATA[:400000]
 
 
-def test_the_original_example(put, aws_calls, tmp_path, capsys):
+@pytest.mark.one_cli
+def test_the_original_example(put, calls, tmp_path, capsys):
     """What people wrote for the answer that this module grew from."""
     url = put("original.zip", archives.write_zip(str(tmp_path / "a.zip")))
     example = textwrap.dedent("""
@@ -268,22 +280,24 @@ def test_the_original_example(put, aws_calls, tmp_path, capsys):
         for line in s3open(NAME + ".txt"):
             print(line, end="")
         """)
-    with aws_calls(3):
+    with calls(3):
         exec(compile(example, "example", "exec"), {"NAME": url})
     assert "s3 bucket original.zip" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["r", "w", "wb", "rb+", "r+b", "a", "br", "", "rt", None, 0])
-def test_wrong_modes(urls, aws_calls, mode):
-    with aws_calls(0), pytest.raises(ValueError):
+@pytest.mark.one_cli
+def test_wrong_modes(urls, calls, mode):
+    with calls(0), pytest.raises(ValueError):
         S3File(urls[1], mode)
 
 
 @pytest.mark.parametrize("arguments, error", [
     (dict(cache_size=-1), ValueError), (dict(aws=""), ValueError), (dict(aws=[]), ValueError), (dict(aws="aws 'x"), ValueError),
     (dict(options="'x"), ValueError), (dict(aws=5), TypeError), (dict(unknown=1), TypeError)])
-def test_wrong_arguments(urls, aws_calls, arguments, error):
-    with aws_calls(0), pytest.raises(error):
+@pytest.mark.one_cli
+def test_wrong_arguments(urls, calls, arguments, error):
+    with calls(0), pytest.raises(error):
         S3File(urls[1], **arguments)
 
 
@@ -390,7 +404,8 @@ def test_a_hostile_environment_with_real_clis(put, calls, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
-def test_a_parent_that_does_not_speak_utf8(put, aws_calls, tmp_path, locale):
+@pytest.mark.one_cli
+def test_a_parent_that_does_not_speak_utf8(put, calls, tmp_path, locale):
     """The key reaches S3 as UTF-8 whatever the encoding of our own command lines is."""
     url = put("ü/日本/é", "héllo\n".encode())
     if locale != "C":
@@ -399,7 +414,7 @@ def test_a_parent_that_does_not_speak_utf8(put, aws_calls, tmp_path, locale):
         if not compiled or not (tmp_path / locale).is_dir():
             pytest.skip("this machine cannot make a locale of Latin-1")
     script = ("import sys, s3zip; sys.stdout.write(sys.getfilesystemencoding() + ascii(s3zip.s3open(%s).read()))" % ascii(url))
-    with aws_calls(1):
+    with calls(1):
         done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, env=dict(
             os.environ, LOCPATH=str(tmp_path), LC_ALL=locale, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0",
             PYTHONPATH=os.path.dirname(MODULE)))
@@ -430,11 +445,12 @@ def test_versions(versioned, login, server, calls):
     assert isinstance(caught.value, FileNotFoundError), caught.value
 
 
-def test_a_version_outlives_being_overwritten(login, server, aws_calls):
+@pytest.mark.one_cli
+def test_a_version_outlives_being_overwritten(login, server, calls):
     login()
     server.create_bucket("moving", versioned=True)
     first = server.put("moving", "k", V1)
-    with aws_calls(2), S3File("s3://moving/k", version_id=first) as file:
+    with calls(2), S3File("s3://moving/k", version_id=first) as file:
         server.put("moving", "k", V2)
         server.delete("moving", "k")
         assert file.read() == V1

@@ -62,7 +62,8 @@ FORK = """
 import os, sys
 import s3zip
 
-data = open(sys.argv[2], "rb").read()
+with open(sys.argv[2], "rb") as local:
+    data = local.read()
 file = s3zip.S3File(sys.argv[1])
 assert file.read(1500000) == data[:1500000]
 running = [each for each in file.raw._segments if each.running()]

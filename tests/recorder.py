@@ -1,22 +1,8 @@
-"""A pytest plugin for tests to which it does not matter which AWS CLI runs: pytest_plugins = ["one_cli"] in a test file."""
+"""A pytest plugin, for tests of the command that is run: pytest_plugins = ["recorder"] in a test file."""
 
 import shlex
 
-import conftest
 import pytest
-
-
-@pytest.fixture
-def aws_calls(isolated, tmp_path_factory, monkeypatch):
-    """As `calls`, but with the first CLI found alone."""
-    folder = tmp_path_factory.mktemp("one_cli")
-    found = next(iter(conftest._clis().values()))
-    wrapper = folder / "aws"
-    wrapper.write_text("#!/bin/sh\nprintf '%%s\\0' $$ $# \"$@\" >>%s\nexec %s \"$@\"\n"
-                       % (shlex.quote(str(folder / "log")), shlex.quote(found.path)))
-    wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-    return conftest.Calls(str(folder / "log"))
 
 
 class Recorder:
