@@ -75,6 +75,7 @@ _INTERRUPT_SECONDS = 1      # for `aws s3 cp` to know of an interrupt before its
 _ABORT_SECONDS = 90         # for `aws s3 cp` to take back what it has uploaded: longer than its read timeout
 
 _log = logging.getLogger("s3zip")
+_log.addHandler(logging.NullHandler())      # or Python prints warnings where nobody has asked for a log
 
 
 class S3File(io.BufferedReader):
@@ -141,6 +142,7 @@ class _Run:
         self.position = position        # where it was read last
         self.last_start = None          # where its last segment starts; None: has none yet
         self.window = 0                 # bytes to fetch whatever member they are of; grows as reading runs on
+        self.explicit = False           # whether its last segment is as large as one read wanted it
         self.depth = 1                  # how many segments to have ahead of the one that is read
         self.turn = 0                   # when it was read last, counted in changes from run to run
         self.look_again = position      # where to think of more segments next
@@ -266,7 +268,7 @@ class _ObjectReader(io.RawIOBase):
                 elif self.source.length is None and not segment.arrived:
                     raise segment.error         # `aws` has tried several times
                 else:
-                    self._count_failure(segment)
+                    self._count_failure(segment, new_bytes=False)   # they come again
                 segment.read_to = segment.arrived       # it is needed, be it for opening alone
                 self._call_seconds = segment.seconds_to_start()
             finally:
@@ -344,15 +346,16 @@ class _ObjectReader(io.RawIOBase):
         segment.end = segment.start + segment.arrived
         if not segment.arrived:
             self._drop(segment)
-        self._count_failure(segment)
+        self._count_failure(segment, new_bytes=segment.arrived > 0)
 
-    def _count_failure(self, segment):
+    def _count_failure(self, segment, new_bytes):
         """Raise the segment's error if it will not pass or came too often without a new byte; else wait a little."""
-        self._failures = 0 if segment.arrived else self._failures + 1
+        self._failures = 0 if new_bytes else self._failures + 1
         if not segment.error.passing or self._failures >= _TRIES:
             self._failures = 0
             raise segment.error
-        _log.warning("resuming %s at byte %d: %s", self.source.name, segment.start + segment.arrived, segment.error.strerror)
+        _log.warning("resuming %s of %s after %d bytes: %s", segment.asked, self.source.name, segment.arrived,
+                     segment.error.strerror)
         time.sleep(_PAUSE * 2 ** self._failures)
 
     def _forget_parents_calls(self):
@@ -454,10 +457,12 @@ class _ObjectReader(io.RawIOBase):
         return min((segment.end - segment.start) // 4, _LOOK_EVERY if run.depth > 1 else segment.end)
 
     def _is_too_far(self, run, start, chain):
-        """Whether start is in another member than the one read, and the run has not run on often enough to get there now."""
+        """Whether start is in another member than the one read, and the run has not run on often enough to get there now; or
+        nothing tells that a single large read will be followed by more."""
         member = self._member(start)
-        return (member is not None and member[0] > run.position
-                and (run.window == 0 or len(chain) > 1 and run.window < self._limit(run)))
+        if member is None:
+            return self._exactly or run.explicit
+        return member[0] > run.position and (run.window == 0 or len(chain) > 1 and run.window < self._limit(run))
 
     def _range_end(self, run, start):
         """Where a range of run that begins at start ends: with the member that is read, unless reading has run on before."""
@@ -466,6 +471,7 @@ class _ObjectReader(io.RawIOBase):
         ran_on = run.last_start is not None and member and member[0] > run.last_start
         if member is None or ran_on and not self._exactly:
             run.window = min(limit, max(_FIRST_WINDOW, run.window * _GROWTH))
+        run.explicit = self._wanted > start + run.window
         end = max(start + run.window, self._wanted)
         if member and member[0] <= run.position:
             end = max(end, member[1])
@@ -623,6 +629,7 @@ class _Segment:
 
     def __init__(self, source, start, end, run, why):
         self.start, self.end, self.run = start, end, run
+        self.asked = _http_range(start, end)
         self.first = run.last_start is None         # of its run
         self.arrived = 0                            # bytes in the temp file; none of them if they are not to be trusted
         self.read_to = 0                            # how far they have been read
@@ -631,7 +638,7 @@ class _Segment:
         self._source, self._why = source, why
         self._body = _temp_file()
         try:
-            self._call = source.get(_http_range(start, end), self._body)
+            self._call = source.get(self.asked, self._body)
         except BaseException:
             self._body.close()
             raise
@@ -666,8 +673,8 @@ class _Segment:
     def _end_call(self, how):
         self._stop_at_exit()
         self._call.close()
-        _log.debug("get-object %s of %s to %s: %d bytes in %.2f s, %s", _http_range(self.start, self.end), self._source.name,
-                   self._why, self.arrived, time.monotonic() - self._call.started, how)
+        _log.debug("get-object %s of %s to %s: %d bytes in %.2f s, %s", self.asked, self._source.name, self._why, self.arrived,
+                   time.monotonic() - self._call.started, how)
 
     def readinto(self, view, position):
         """Copy what may be given out from position on, and say how much this is; 0 if nothing of it has come."""
@@ -974,12 +981,14 @@ class _Call:
     def __init__(self, source, words, pass_fds=(), files=(), stdin=subprocess.DEVNULL):
         self._source = source
         self._words = source.aws + _endpoint(source.aws + words) + words
-        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._stdout, self._stderr = tempfile.TemporaryFile(buffering=0), tempfile.TemporaryFile(buffering=0)
         self._files = [self._stdout, self._stderr] + list(files)     # to close at the end; files are for it to read
         self._owner = os.getpid()
         self.started = time.monotonic()
         self._process = subprocess.Popen.__new__(subprocess.Popen)
         try:
+            self._stderr.write(bytes(4 * KiB))      # has room to say that the disk is full, when it is
+            self._stderr.seek(0)
             self._process.__init__(  # type: ignore[misc]   # as UTF-8 whatever our locale is: the child's is pinned to that
                 [word.encode("utf-8", "surrogateescape") for word in self._words], env=_environment(), stdin=stdin,
                 stdout=self._stdout, stderr=self._stderr, pass_fds=[*pass_fds, *(file.fileno() for file in files)])
@@ -990,6 +999,8 @@ class _Call:
             self.close()
             if not isinstance(error, OSError):
                 raise
+            if error.errno == errno.ENOSPC:
+                raise source.error(errno.ENOSPC, _join(error.strerror, _no_room())) from None
             raise source.error(error.errno, "cannot run %r (%s): install the AWS CLI, or name it in S3ZIP_AWS or with aws="
                                % (self._words[0], error.strerror)) from None
 
@@ -1051,7 +1062,7 @@ class _Call:
 
 def _content(file):
     file.seek(0)
-    return file.read().decode("utf-8", "replace")
+    return file.read().rstrip(b"\0").decode("utf-8", "replace")
 
 
 _SECRET = re.compile(r"(-.*(customer-key|secret|token|password).*|AWS_(SECRET_ACCESS_KEY|SESSION_TOKEN))", re.IGNORECASE)
@@ -1173,8 +1184,12 @@ def _aws_error(source, call, opened=False):
         if re.search(pattern, said, re.IGNORECASE):
             break
     if number == errno.ENOSPC:
-        hint = "no room in the temp folder %s: set TMPDIR to a larger one, or use a smaller cache_size" % tempfile.gettempdir()
+        hint = _no_room()
     return source.error(number, _join(said or "`aws` failed and said nothing", hint), call, kind, passing=passing)
+
+
+def _no_room():
+    return "no room in the temp folder %s: set TMPDIR to a larger one, or use a smaller cache_size" % tempfile.gettempdir()
 
 
 def _join(message, hint):
@@ -1267,7 +1282,7 @@ class _Archive:
 
         self._started = time.monotonic()
         self._stats = arguments.stats
-        is_s3 = arguments.url.startswith("s3://")
+        is_s3 = "://" in arguments.url
         self.file = S3File(arguments.url, aws=arguments.aws) if is_s3 else open(arguments.url, "rb")
         try:
             self.zip = zipfile.ZipFile(self.file)

@@ -103,7 +103,8 @@ def read_through(file, step=256 * KiB):
 
 
 def asked(stub):
-    """The ranges [start, end) that the stub was asked for, in order, but for those that are the object's end."""
+    """The ranges [start, end) that the stub was asked for, but for those that are the object's end. In order, except that of
+    two that were started together either may be the first."""
     log = stub.root / ".calls"
     lines = log.read_text().splitlines() if log.exists() else []
     options = [word for line in lines for word in ast.literal_eval(line) if word.startswith("--range=")]
@@ -301,8 +302,7 @@ def test_all_members_in_order(stub, small_members):
         for info in archive.infolist():
             assert len(archive.read(info)) == 40000
         assert stub.count <= 40
-    ranges = asked(stub)
-    sizes = [end - start for start, end in ranges[1:]]      # without the directory
+    sizes = [end - start for start, end in sorted(asked(stub))[:-1]]        # without the directory
     assert max(sizes) > 20 * MiB
     assert sizes[0] <= EXTRA
     assert sum(sizes) <= os.path.getsize(small_members) + EXTRA
@@ -347,7 +347,7 @@ def test_sequential_reads_of_a_plain_object(stub):
     url = place(stub, write_zeros, 300 * MiB)
     with S3File(url, aws=stub.aws) as file:
         assert read_through(file, 10000) == 300 * MiB
-    sizes = [end - start for start, end in asked(stub)]
+    sizes = [end - start for start, end in sorted(asked(stub))]
     assert len(sizes) <= 14
     assert sizes[0] <= EXTRA
     assert sizes[:-1] == sorted(sizes[:-1])
@@ -651,7 +651,7 @@ def test_what_is_hardly_read_is_stopped(stub, slow, leave):
             file.seek(0)
             file.read(10)
         elif leave == "far":
-            file.seek(50 * MiB)
+            file.seek(58 * MiB)         # what is fetched ahead
             file.read(10)
         else:
             file.close()

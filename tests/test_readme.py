@@ -291,6 +291,18 @@ def test_signatures():
         assert "`%s%s`" % (function.__name__, str(inspect.signature(function)).replace("'", '"')) in README
 
 
+def test_figures():
+    """Those of the text that are constants of the module."""
+    running, first = s3zip._MOST_RUNNING, s3zip._FIRST_SEGMENT // s3zip.MiB
+    further = s3zip.TEMP_DISK // 4 // s3zip.MiB     # as in _ObjectReader._limit
+    for text in ("the first and the last `CACHE_SIZE` bytes (%d MiB)" % (s3zip.CACHE_SIZE // s3zip.MiB),
+                 "At most %d for a file that is read in one place, and %d" % (running, max(running, s3zip._MOST_RUNS + 1)),
+                 "| read a member of up to %d MiB (compressed) | 1 |" % first, "1 for each further %d MiB |" % further,
+                 "| %d MiB, then %d MiB each |" % (first, further), "ranges of 1, 4, 16, 64 and %d MiB" % further,
+                 "by default %d MiB or two fifths" % (s3zip.TEMP_DISK // s3zip.MiB), "After %d tries in a row" % s3zip._TRIES):
+        assert text in README
+
+
 def test_table_of_errors():
     for _, kind, numbers in _table("Errors"):
         assert issubclass(getattr(builtins, kind, None) or getattr(s3zip, kind), OSError)
