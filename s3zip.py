@@ -27,6 +27,7 @@ Ranges are half-open, [start, end), except in `_http_range`. Everything raised f
 """
 
 import bisect
+import codecs
 import errno
 import io
 import json
@@ -213,12 +214,15 @@ class _ObjectReader(io.RawIOBase):
         return self.source.name
 
     def readable(self):
+        self._check_open()
         return True
 
     def seekable(self):
+        self._check_open()
         return True
 
     def tell(self):
+        self._check_open()
         return self._position
 
     def seek(self, offset, whence=io.SEEK_SET):
@@ -250,6 +254,10 @@ class _ObjectReader(io.RawIOBase):
         while self._segments:
             self._drop(self._segments[-1])
         super().close()
+
+    def _check_open(self):
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
 
     # -- what is in memory
 
@@ -306,8 +314,7 @@ class _ObjectReader(io.RawIOBase):
 
     def _advance(self, view):
         """Fill view from the position on, at least one byte of it before the end of the object."""
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
+        self._check_open()
         view = view[:max(0, self.source.length - self._position)]
         count = self._read(self._position, view) if view else 0
         self._position += count
@@ -774,8 +781,8 @@ class _Object:
         if start < 0 and self.length is None and answer.get("ContentLength") == 0 == arrived:
             total, given = 0, (0, 0)            # some servers answer so for an empty object, without a range
         else:
-            numbers = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.get("ContentRange") or "")
-            if not numbers or not answer.get("ETag"):
+            numbers = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", str(answer.get("ContentRange")))
+            if not numbers or not isinstance(answer.get("ETag"), str):
                 raise self.error(errno.EIO, "the server did not answer with a range and an ETag, as S3 does", call)
             first, last, total = map(int, numbers.groups())
             given = (first, last + 1)
@@ -815,8 +822,9 @@ def _literal(value, files):
     """Value such that the CLI takes it to the letter: if need be by way of a file, whose content it does not interpret."""
     if not _looks_like_parameter(value):
         return value
+    content = value.encode()
     files.append(_temp_file())
-    files[-1].write(value.encode())
+    files[-1].write(content)
     files[-1].seek(0)
     return "file://" + _path(files[-1])
 
@@ -845,19 +853,24 @@ def s3open(path, mode="r", encoding=None, errors=None, newline=None, *, aws=None
     error, and only then is there an object. An exception in the `with` body publishes nothing.
     Raises ValueError for a mode, URL or combination that cannot be, else what S3File raises.
     """
-    kind, binary = mode.replace("b", "").replace("t", ""), "b" in mode
     if sorted(mode) not in (["r"], ["r", "t"], ["b", "r"], ["w"], ["t", "w"], ["b", "w"]):
         raise ValueError("invalid mode: %r (an object is read or written as a whole: r or w, with b or t)" % (mode,))
+    binary = "b" in mode
     if binary and (encoding, errors, newline) != (None, None, None):
         raise ValueError("binary mode doesn't take an encoding, errors or newline argument")
     text = {"encoding": encoding or "utf-8", "errors": errors, "newline": newline}
     if not binary:
         io.TextIOWrapper(io.BytesIO(), **text)      # what it refuses should be refused before anything is started
-    if kind == "w":
+    if "w" in mode:
         upload = _upload(_Object(path, aws, options), expected_size)
         writer = _UploadWriter(upload, _UPLOAD_BUFFER)
-        file = writer if binary else _mode(_TextUploadWriter(writer, **text), mode)
+        writer.upload = upload
+        if binary:
+            return writer
+        file = _mode(_TextUploadWriter(writer, **text), mode)
         file.upload = upload
+        if codecs.lookup(text["encoding"]).name in ("utf-16", "utf-32"):
+            file.write("\ufeff")    # TextIOWrapper leaves the byte order mark out where it cannot seek
         return file
     reader = S3File(path, aws=aws, options=options)
     reader.raw.expect([(0, reader.length)])
@@ -930,6 +943,11 @@ class _Upload(io.RawIOBase):
             self._call.close()
             super().close()
 
+    def __del__(self):
+        if not self.closed:         # by the writer around it, which may still have had a part of the data
+            self.abort()
+            self.close()
+
     def _finish(self):
         """Wait for the end of `aws`, and raise what went wrong."""
         self._call.wait()
@@ -960,8 +978,10 @@ class _AbortsOnError(io.IOBase):
 
     def __del__(self):
         if not self.closed:
-            warnings.warn("unclosed file %r" % (self,), ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn("unclosed file %r" % (self,), ResourceWarning, stacklevel=2, source=self)
+            finally:                # a warning may be an exception
+                self.close()
 
 
 class _UploadWriter(_AbortsOnError, io.BufferedWriter):
@@ -1052,12 +1072,12 @@ class _Call:
         text = _content(self._stderr)
         for secret in filter(None, _secrets(self._words)):
             text = text.replace(secret, "***")
-        return text
+        return _PASSWORD.sub("***", text)
 
     def shown(self):
         """The command, without secrets, for people to read."""
         secrets = set(_secrets(self._words))
-        return " ".join(shlex.quote(_hide(word, secrets)) for word in self._words)
+        return _PASSWORD.sub("***", " ".join(shlex.quote(_hide(word, secrets)) for word in self._words))
 
 
 def _content(file):
@@ -1065,11 +1085,12 @@ def _content(file):
     return file.read().rstrip(b"\0").decode("utf-8", "replace")
 
 
-_SECRET = re.compile(r"(-.*(customer-key|secret|token|password).*|AWS_(SECRET_ACCESS_KEY|SESSION_TOKEN))", re.IGNORECASE)
+_SECRET = re.compile(r"-.*(customer-key|sse-c.*-key|secret|token|password).*|AWS_(SECRET_ACCESS_KEY|SESSION_TOKEN)", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")      # and the name before it, in the URL of an endpoint or a proxy
 
 
 def _secrets(words):
-    """The values in a command that nobody should see: customer keys, and credentials given by way of `env`."""
+    """The values in a command that nobody should see: customers' keys, and credentials given by way of `env`."""
     for word, following in zip(words, words[1:] + [""]):
         option, equals, value = word.partition("=")
         if _SECRET.fullmatch(option) and (equals or option.startswith("-")):

@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc):
     if "cli" in metafunc.fixturenames:
         names = sorted(_clis())
         one = metafunc.definition.get_closest_marker("one_cli")
-        metafunc.parametrize("cli", names[-1:] if one else names, indirect=True)
+        metafunc.parametrize("cli", names[:1] if one else names, indirect=True)
 
 
 def _clis():

@@ -87,7 +87,7 @@ def test_get_object_is_the_only_permission_needed(put, login, calls):
     (dict(status=403, code=""), PermissionError, errno.EACCES, ["(403)", "s3:ListBucket"]),
     (dict(status=400, code="ExpiredToken"), PermissionError, errno.EACCES, ["injected", "renew the credentials"]),
     (dict(status=403, code="InvalidObjectState"), S3Error, errno.EBUSY, ["injected", "archived", "Glacier", "restored", "restore-object"]),
-    (dict(status=301, code="PermanentRedirect"), S3Error, errno.EREMOTE, ["injected", "another region", "--region"]),
+    (dict(status=400, code="IllegalLocationConstraintException"), S3Error, errno.EREMOTE, ["injected", "another region", "--region"]),
     (dict(status=400, code="SomethingNew"), S3Error, errno.EIO, ["injected"]),
     (dict(status=503, code="SlowDown"), S3Error, errno.EIO, ["injected"])])
 def test_what_s3_answers(put, proxy, calls, once, answer, kind, number, says):

@@ -656,7 +656,7 @@ def test_what_is_hardly_read_is_stopped(stub, slow, leave):
         else:
             file.close()
             assert running() == 0
-        assert not set(left) & set(_running())
+        assert len(set(left) & set(_running())) <= (leave == "far")     # the one that is read now
         assert file.raw.stats()[1] < CACHE_SIZE + 20 * MiB
 
 
