@@ -61,7 +61,7 @@ _SMALLEST_RANGE = 128 * KiB  # of what is asked for: its neighbours, in 2 ms
 _GROWTH = 4                 # each further window is so many times the last one
 _FIRST_SEGMENT = 48 * MiB   # of a run: at 90 MB/s it arrives in about the time that the next call takes to start
 _SMALLEST_LIMIT = 64 * KiB  # of a segment, however little disk there is
-_JUMP = 1 * MiB             # skipping so much forward still counts as reading on
+_JUMP = 1 * MiB             # skipping so much still counts as reading on
 _HELD_BACK = 1 * MiB        # the end of a segment, which is given out only when the call has ended and its answer is right
 _MOST_RUNNING = 4           # processes of one file, if it is read in one place
 _MOST_RUNS = 8              # places in turn that keep what they have running
@@ -376,7 +376,7 @@ class _ObjectReader(io.RawIOBase):
 
     def _demand(self, position):
         """Ask for what is read now and is not there: the one segment that the reader has to wait for."""
-        run = self._run_ending_at(position) or _Run(position)
+        run = self._run_near(position) or _Run(position)
         run.position = start = position
         end = self._range_end(run, position)
         if not self._exactly:
@@ -384,15 +384,13 @@ class _ObjectReader(io.RawIOBase):
             if position < CACHE_SIZE and not any(s.start < CACHE_SIZE for s in self._segments):
                 start, end = 0, max(end, min(CACHE_SIZE, self._tail_start()))   # have all of the front cache
         self._make_room(end - start, position, at_any_price=True)
-        return self._start(start, end, run, "read")
+        segment = self._start(start, end, run, "read")
+        run.last_start = position
+        return segment
 
-    def _run_ending_at(self, position):
-        """The run that is read on at position: it has come to its end there, or skips a little."""
-        for run in self._runs:
-            end = max([s.end for s in self._segments if s.run is run], default=run.position)
-            if run.position <= position <= end + _JUMP:
-                return run
-        return None
+    def _run_near(self, position):
+        """The run that is read on at position, or near it."""
+        return next((run for run in self._runs if abs(position - run.position) <= _JUMP), None)
 
     def _visit(self, run, position):
         """A run is read at position: see to what else should be running, for this and for other runs."""
@@ -425,8 +423,10 @@ class _ObjectReader(io.RawIOBase):
         return run.turn > self._turn - self._keep
 
     def _stop_left_behind(self):
-        for segment in [s for s in self._segments if s.running() and not self._is_kept(s.run)]:
-            if segment.seconds_left() > self._call_seconds:
+        """Stop what is running where nobody reads, unless it ends sooner than a new call would start."""
+        for segment in [s for s in self._segments if s.running()]:
+            behind = not self._is_kept(segment.run) or segment.end <= segment.run.position
+            if behind and segment.seconds_left() > self._call_seconds:
                 segment.stop()
                 if not segment.arrived:
                     self._drop(segment)
@@ -456,10 +456,10 @@ class _ObjectReader(io.RawIOBase):
         return chain
 
     def _begin(self, run, segment):
-        """Bytes of a segment to be read before the next one is started: none where it is sure that the network is waited for,
-        or that all will be read."""
+        """Bytes of a segment to be read before the next one is started: none where all will be read, or where the network is
+        waited for and a call in vain is one of many."""
         member = self._member(segment.start)
-        if self._exactly or member and member[0] in self._stored:
+        if self._exactly or member and member[0] in self._stored and member[1] - member[0] >= 4 * _FIRST_SEGMENT:
             return 0
         return min((segment.end - segment.start) // 4, _LOOK_EVERY if run.depth > 1 else segment.end)
 
@@ -1368,6 +1368,9 @@ class _Progress:
         return self
 
     def __exit__(self, *exception):
+        self.erase()
+
+    def erase(self):
         if self._drawn:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
@@ -1381,7 +1384,7 @@ class _Progress:
             left = max(0, self._total - self._done) / rate
             line = "%d of %d MB, %.1f MB/s, %d:%02d left: %s" % (
                 self._done // 1000000, self._total // 1000000, rate / 1e6, left // 60, left % 60, _printable(name))
-            sys.stderr.write("\r%s\033[K" % line[:shutil.get_terminal_size().columns - 1])
+            sys.stderr.write("\r%s\033[K" % line[:os.get_terminal_size(sys.stderr.fileno()).columns - 1])
             sys.stderr.flush()
 
 
@@ -1413,7 +1416,8 @@ def _print(archive, arguments):
 
 
 def _test(archive, arguments):
-    """As `unzip -t`: 2 for damage, 81 for what cannot be read, 82 if all is encrypted, 1 if only some is."""
+    """As `unzip -t`: 2 for damage; if nothing can be read and something is encrypted, 82; 81 for what is not supported; 1 if
+    some is encrypted, or there is nothing."""
     infos = archive.members(arguments.rest)
     problems = []
     archive.expect(infos)
@@ -1426,28 +1430,30 @@ def _test(archive, arguments):
                 raise
             except _expected_errors() as error:
                 problems.append(81 if isinstance(error, NotImplementedError) else 82 if info.flag_bits & 1 else 2)
+                progress.erase()
                 _complain("%s: %s" % (arguments.url, _printable(info.filename)), error)
     if not arguments.quiet:
         print("%d members tested, %d with errors" % (len(infos), len(problems)))
-    if problems and set(problems) == {82}:
-        return 82 if len(problems) == len(infos) else 1
-    return min(problems, default=0)
+    if 2 in problems:
+        return 2
+    if 82 in problems and len(problems) == len(infos):
+        return 82
+    return 81 if 81 in problems else 1 if problems or not infos else 0
 
 
 def _extract(archive, arguments):
-    infos = archive.members(arguments.rest)
-    paths = {id(info): _safe_path(arguments.folder, info.filename) for info in infos}
+    places = {_safe_path(arguments.folder, info.filename): info for info in archive.members(arguments.rest)}    # the last wins
     os.makedirs(arguments.folder, exist_ok=True)
-    files = [info for info in infos if not info.is_dir() and not _is_there(info, paths[id(info)])]
-    archive.expect(files)
-    with _Progress(arguments, files) as progress:
-        for info in files:
-            os.makedirs(os.path.dirname(paths[id(info)]), exist_ok=True)
-            _extract_file(archive, info, paths[id(info)], progress)
-    for info in sorted(infos, key=lambda info: info.filename, reverse=True):    # a folder after what is in it
+    files = {path: info for path, info in places.items() if not info.is_dir() and not _is_there(info, path)}
+    archive.expect(files.values())
+    with _Progress(arguments, files.values()) as progress:
+        for path, info in sorted(files.items(), key=lambda item: item[1].header_offset):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _extract_file(archive, info, path, progress)
+    for path, info in sorted(places.items(), reverse=True):         # a folder after what is in it
         if info.is_dir():
-            os.makedirs(paths[id(info)], exist_ok=True)
-            _set_attributes(info, paths[id(info)])
+            os.makedirs(path, exist_ok=True)
+            _set_attributes(info, path)
     return 0
 
 

@@ -42,8 +42,8 @@ def starts(requests):
 
 def resumed_at(caplog):
     """The bytes at which reading went on, as the log has them."""
-    return [int(re.search(r"at byte (\d+)", record.getMessage()).group(1))
-            for record in caplog.records if record.levelno == logging.WARNING]
+    said = [re.search(r"resuming bytes=(\d+)-\d+ of \S+ after (\d+) bytes: ", record.getMessage()) for record in resume_records(caplog)]
+    return [int(each.group(1)) + int(each.group(2)) for each in said]
 
 
 def test_bodies_that_break_off_are_resumed(cli, calls, proxy, put, caplog, record_property, assert_nothing_left):

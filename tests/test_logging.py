@@ -35,8 +35,8 @@ def test_each_call_and_each_resume_is_logged(proxy, put, monkeypatch, caplog):
         seen = re.fullmatch(r"get-object (bytes=\S+) of (s3://bucket/a key) to (\w+): (\d+) bytes in \d+\.\d\d s, .*", line)
         assert seen, line
         assert (seen.group(1), seen.group(3)) == (request.range, why)
-    resumed = re.search(r"resuming s3://bucket/a key at byte (\d+): \S", warnings[0]).group(1)
-    assert proxy.requests[2].range.startswith("bytes=%s-" % resumed)
+    arrived = re.fullmatch(r"resuming bytes=0-\d+ of s3://bucket/a key after (\d+) bytes: \S.*", warnings[0]).group(1)
+    assert proxy.requests[2].range.startswith("bytes=%s-" % arrived)
 
 
 SCRIPT = """

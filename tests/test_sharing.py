@@ -146,23 +146,36 @@ def read_rest(file):
     return file.read()
 
 
+MULTIPROCESSING = """
+import multiprocessing, sys
+import s3zip
+
 def put_answer(queue, file):
     queue.put(file.read(1000))
+    file.close()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[2])
+    queue = context.Queue()
+    with s3zip.S3File(sys.argv[1]) as file:
+        file.seek(2000000)
+        process = context.Process(target=put_answer, args=(queue, file))
+        process.start()
+        sys.stdout.buffer.write(queue.get())
+        process.join()
+        sys.exit(process.exitcode)
+"""
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_multiprocessing(one_cli, proxy, put, archive, method):
-    """Costs 1 call here, 2 in the other process."""
-    context = multiprocessing.get_context(method)
-    queue = context.Queue()
-    with s3zip.S3File(put("k", archive)) as file:
-        file.seek(2 * MiB)
-        process = context.Process(target=put_answer, args=(queue, file))
-        process.start()
-        assert queue.get(timeout=120) == archive[2 * MiB:][:1000]
-        process.join()
-        assert process.exitcode == 0
-        assert len(proxy.requests) == 3
+def test_multiprocessing(one_cli, proxy, put, archive, method, tmp_path, monkeypatch):
+    """Costs 1 call of the parent, 2 of the other process. A script, since what multiprocessing starts stays until the exit."""
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(s3zip.__file__))
+    (tmp_path / "script.py").write_text(MULTIPROCESSING)
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py"), put("k", archive), method], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, archive[2000000:][:1000], b"")
+    assert len(proxy.requests) == 3
 
 
 def test_a_process_pool(one_cli, proxy, put, archive, server):
