@@ -193,7 +193,7 @@ class _ObjectReader(io.RawIOBase):
         self._turn = 0                  # changes from run to run
         self._keep = 1                  # how many runs seem to be read in turn
         self._new_runs = 0              # changes to a new run, in a row
-        self._budget = None             # bytes of temp disk; None: not looked up yet
+        self._budget = cache_size       # bytes of temp disk; None: not looked up yet
         self._call_seconds = 0.45       # what starting `aws` takes; measured when opening
         self._failures = 0              # calls in a row that brought no byte
         self._wanted = 0                # the position up to which the caller has asked for bytes
@@ -251,8 +251,8 @@ class _ObjectReader(io.RawIOBase):
 
     def close(self):
         """Stop what is running. Never raises: that would replace the exception of the `with` body."""
-        while self._segments:
-            self._drop(self._segments[-1])
+        for segment in self._segments:
+            segment.close()
         super().close()
 
     def _check_open(self):
@@ -456,10 +456,8 @@ class _ObjectReader(io.RawIOBase):
         return chain
 
     def _begin(self, run, segment):
-        """Bytes of a segment to be read before the next one is started: none where all will be read, or where the network is
-        waited for and a call in vain is one of many."""
-        member = self._member(segment.start)
-        if self._exactly or member and member[0] in self._stored and member[1] - member[0] >= 4 * _FIRST_SEGMENT:
+        """Bytes of a segment to be read before the next one is started."""
+        if self._exactly or self._is_long(self._member(segment.start)):
             return 0
         return min((segment.end - segment.start) // 4, _LOOK_EVERY if run.depth > 1 else segment.end)
 
@@ -469,12 +467,20 @@ class _ObjectReader(io.RawIOBase):
         member = self._member(start)
         if member is None:
             return self._exactly or run.explicit
-        return member[0] > run.position and (run.window == 0 or len(chain) > 1 and run.window < self._limit(run))
+        return member[0] > run.position and (run.window == 0 or len(chain) > 1 and run.window < self._limit())
+
+    def _is_long(self, member):
+        """Whether a member is sure to have its reader wait for the network, and takes many calls, so that one more or less in
+        vain does not count."""
+        return (member is not None and (self._exactly or member[0] in self._stored)
+                and member[1] - member[0] > self._temp_disk())
 
     def _range_end(self, run, start):
         """Where a range of run that begins at start ends: with the member that is read, unless reading has run on before."""
-        limit = self._limit(run)
         member = self._member(start)
+        limit = self._limit()
+        if run.last_start is None and not self._is_long(member):
+            limit = min(limit, _FIRST_SEGMENT)
         ran_on = run.last_start is not None and member and member[0] > run.last_start
         if member is None or ran_on and not self._exactly:
             run.window = min(limit, max(_FIRST_WINDOW, run.window * _GROWTH))
@@ -490,14 +496,15 @@ class _ObjectReader(io.RawIOBase):
         """Where what is there already begins."""
         return min([s.start for s in self._segments if s.start > start], default=self._tail_start())
 
-    def _limit(self, run):
+    def _limit(self):
         """Bytes that a segment may have: room for four of them, or two for each run that is read in turn."""
+        return max(_SMALLEST_LIMIT, self._temp_disk() // max(4, 2 * self._keep))
+
+    def _temp_disk(self):
+        """The budget. Its default leaves half of the disk free, even with the segment that is read on top, a fourth of it."""
         if self._budget is None:
-            self._budget = self.cache_size
-            if self._budget is None:            # two fifths, and a fourth of that for the segment that is read: half
-                self._budget = min(TEMP_DISK, shutil.disk_usage(tempfile.gettempdir()).free * 2 // 5)
-        limit = max(_SMALLEST_LIMIT, self._budget // max(4, 2 * self._keep))
-        return limit if run.last_start is not None else min(limit, _FIRST_SEGMENT)
+            self._budget = min(TEMP_DISK, shutil.disk_usage(tempfile.gettempdir()).free * 2 // 5)
+        return self._budget
 
     def _start(self, start, end, run, why):
         segment = _Segment(self.source, start, end, run, why)
@@ -512,7 +519,7 @@ class _ObjectReader(io.RawIOBase):
         """Evict old segments until the budget holds size more bytes; False if what is left is still to be read."""
         while True:
             others = [s for s in self._segments if not s.start <= position < s.end]
-            if sum(s.disk() for s in others) + size <= self._budget and len(others) < _MOST_SEGMENTS:
+            if sum(s.disk() for s in others) + size <= self._temp_disk() and len(others) < _MOST_SEGMENTS:
                 return True
             spent = [s for s in others if s.end <= s.run.position or not self._is_kept(s.run)]
             if not spent and at_any_price:
@@ -687,10 +694,14 @@ class _Segment:
         """Copy what may be given out from position on, and say how much this is; 0 if nothing of it has come."""
         ready = min(self.arrived, self.end - self.start - _HELD_BACK) if self.running() else self.arrived
         offset = position - self.start
-        data = self.read(offset, min(offset + len(view), offset + MiB, ready))
-        view[:len(data)] = data
-        self.read_to = max(self.read_to, offset + len(data))
-        return len(data)
+        count = max(0, min(len(view), ready - offset))
+        if hasattr(os, "preadv"):       # not on macOS before Python 3.10; saves a copy
+            count = os.preadv(self._body.fileno(), [view[:count]], offset)
+        else:
+            data = self.read(offset, offset + count)
+            view[:len(data)] = data
+        self.read_to = max(self.read_to, offset + count)
+        return count
 
     def read(self, start, end):
         """Bytes [start, end) of those that have arrived, counted from the first of them."""
@@ -733,7 +744,13 @@ class _Segment:
         self.close()
 
     def close(self):
-        self._body.close()
+        """End the call and let go of the temp file; where a cycle of garbage is collected, that may be closed before us."""
+        if self._body.closed:
+            self._stop_at_exit()
+            self._call.close()
+        else:
+            self.stop()
+            self._body.close()
 
 
 def _http_range(start, end):
