@@ -286,6 +286,7 @@ class _ObjectReader(io.RawIOBase):
         """Take these ranges, ascending, for the members, since they are what is going to be read; and nothing else is."""
         self._bounds = [bound for start_and_end in ranges for bound in start_and_end]
         self._exactly = True
+        self._unread_directory = None
 
     def tail(self):
         self.open()
@@ -928,6 +929,7 @@ class _Upload(io.RawIOBase):
     def __init__(self, source, call, our_socket):
         self._source, self._call, self._socket = source, call, our_socket
         self._over = False          # whether the upload has failed or was given up, and that is known to the caller
+        self._sent = 0              # bytes
         self.name = source.name
 
     def writable(self):
@@ -939,7 +941,9 @@ class _Upload(io.RawIOBase):
         if self._over:              # what is left in buffers above
             return len(memoryview(data).cast("B"))
         try:
-            return self._socket.send(data)
+            count = self._socket.send(data)
+            self._sent += count
+            return count
         except OSError:             # `aws` has ended: it knows why
             self._finish()
             raise
@@ -958,6 +962,8 @@ class _Upload(io.RawIOBase):
         finally:
             self._socket.close()
             self._call.close()
+            _log.debug("s3 cp to %s to write: %d bytes in %.2f s, status %s", self.name, self._sent,
+                       time.monotonic() - self._call.started, self._call.status())
             super().close()
 
     def __del__(self):

@@ -38,6 +38,16 @@ def pytest_configure():
         os.environ[_FOUND] = " ".join("%s=%s=%s" % cli for cli in _find_clis())
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Show the figures that tests have recorded as a property; xdist's workers cannot print."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    figures = [value for report in reports for name, value in getattr(report, "user_properties", ()) if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for figure in dict.fromkeys(figures):
+            terminalreporter.line(figure)
+
+
 def pytest_generate_tests(metafunc):
     if "cli" in metafunc.fixturenames:
         names = sorted(_clis())
@@ -264,12 +274,6 @@ def stub(compiled_stub, tmp_path, monkeypatch):
     """A Stub, for what takes thousands of calls or a misbehaving CLI; a feature is tested with `cli`."""
     monkeypatch.setenv("STUB_AWS_ROOT", str(tmp_path / "stub"))
     return Stub(tmp_path / "stub", compiled_stub)
-
-
-@pytest.fixture
-def soak_minutes(request):
-    minutes = request.config.getoption("--soak")
-    return minutes or pytest.skip("takes --soak MINUTES")
 
 
 @pytest.fixture(scope="session")

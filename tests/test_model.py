@@ -206,7 +206,7 @@ def zip_pairs(stub, size, seed, cache_size):
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("faults", [0, 150], ids=["well", "faulty"])        # of 1000 calls
 @pytest.mark.parametrize("make_pairs", [plain_pairs, zip_pairs])
-def test_every_operation_as_bytesio(stub, monkeypatch, capsys, record_property, model_operations, make_pairs, faults):
+def test_every_operation_as_bytesio(stub, monkeypatch, record_property, model_operations, make_pairs, faults):
     """Costs no call of the real CLI."""
     compared = collections.Counter()
     for name, value in SIZES.items():
@@ -233,5 +233,3 @@ def test_every_operation_as_bytesio(stub, monkeypatch, capsys, record_property, 
     figure = "%d operations of %d kinds compared with io.BytesIO, in %d calls" % (
         sum(compared.values()), len(+compared), stub.count)
     record_property("figure", figure)
-    with capsys.disabled():
-        print(figure)

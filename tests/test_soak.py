@@ -54,7 +54,7 @@ def members(count):
 
 
 @pytest.mark.timeout(0)
-def test_soak(request, proxy, put, monkeypatch, tmp_path, capsys, record_property, resumes, assert_nothing_left):
+def test_soak(request, proxy, put, monkeypatch, tmp_path, record_property, resumes, assert_nothing_left):
     """Costs about 1 call a second."""
     monkeypatch.setenv("S3ZIP_AWS", next(iter(conftest._clis().values())).path)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -83,8 +83,6 @@ def test_soak(request, proxy, put, monkeypatch, tmp_path, capsys, record_propert
         rounds, seconds, state["calls"], state["fetched"] // 10 ** 6, state["read"] // 10 ** 6, resumes.count,
         first[0], open_descriptors(), first[1], memory())
     record_property("figure", figure)
-    with capsys.disabled():
-        print(figure)
     assert resumes.count > 0
     assert open_descriptors() <= first[0] + 5           # connections of the proxy's that are just ending
     assert memory() <= first[1] * 1.25 + 20 * 1024
