@@ -484,7 +484,8 @@ class _ObjectReader(io.RawIOBase):
             limit = min(limit, _FIRST_SEGMENT)
         ran_on = run.last_start is not None and member and member[0] > run.last_start
         if member is None or ran_on and not self._exactly:
-            run.window = min(limit, max(_FIRST_WINDOW, run.window * _GROWTH))
+            before = self._member(run.position - 1) if run.window and ran_on else None      # the member just read, or read now
+            run.window = min(limit, max(_FIRST_WINDOW, run.window * _GROWTH, before[1] - before[0] if before else 0))
         run.explicit = self._wanted > start + run.window
         end = max(start + run.window, self._wanted)
         if member and member[0] <= run.position:
