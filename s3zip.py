@@ -1268,7 +1268,6 @@ def main(argv=None):
             sys.stdout.flush()
         return status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or the interpreter complains at its exit
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -1277,6 +1276,16 @@ def main(argv=None):
             raise
         _complain(arguments.url, error)
         return 1
+    finally:
+        _end_stdout()
+
+
+def _end_stdout():
+    """What cannot be written now is not to be tried again by the interpreter's exit, which would complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(argv):
