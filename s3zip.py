@@ -37,7 +37,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -903,6 +902,8 @@ def _mode(file, mode):
 
 def _upload(source, expected_size):
     """Start an `aws s3 cp - URL`, and return what writes to its standard input."""
+    import socket       # takes as long as a tenth of all the other imports, and only writing needs it
+
     if source.key.endswith("/"):
         raise ValueError("the AWS CLI cannot write a key that ends in a slash: %r" % (source.name,))
     size = [] if expected_size is None else ["--expected-size", str(expected_size)]
@@ -955,7 +956,7 @@ class _Upload(io.RawIOBase):
         try:
             if not self._over:
                 self._socket.recv(1)
-                self._socket.shutdown(socket.SHUT_WR)
+                self._socket.shutdown(1)        # SHUT_WR: the end of its input, even if a forked child has the socket too
                 self._finish()
         except BaseException:
             self.abort()
