@@ -481,10 +481,7 @@ class _ObjectReader(io.RawIOBase):
         limit = self._limit()
         if run.last_start is None and not self._is_long(member):
             limit = min(limit, _FIRST_SEGMENT)
-        ran_on = run.last_start is not None and member and member[0] > run.last_start
-        if member is None or ran_on and not self._exactly:
-            before = self._member(run.position - 1) if run.window and ran_on else None      # the member just read, or read now
-            run.window = min(limit, max(_FIRST_WINDOW, run.window * _GROWTH, before[1] - before[0] if before else 0))
+        run.window = min(limit, self._window(run, member))
         run.explicit = self._wanted > start + run.window
         end = max(start + run.window, self._wanted)
         if member and member[0] <= run.position:
@@ -492,6 +489,15 @@ class _ObjectReader(io.RawIOBase):
         if end - start > limit * 5 // 4:        # not leaving a rest that costs a call for little
             end = start + limit
         return min(end, self._range_stop(start))
+
+    def _window(self, run, member):
+        """The window of a run that goes on in this member: larger if it has come there from another, or there are none."""
+        if member is None:
+            return max(_FIRST_WINDOW, run.window * _GROWTH)
+        if self._exactly or run.last_start is None or member[0] <= run.last_start:
+            return run.window
+        before = self._member(run.position - 1) if run.window else None     # who reads whole members gets a whole one more
+        return max(_FIRST_WINDOW, run.window * _GROWTH, before[1] - before[0] if before else 0)
 
     def _range_stop(self, start):
         """Where what is there already begins."""
@@ -530,6 +536,7 @@ class _ObjectReader(io.RawIOBase):
             self._drop(spent[0])
 
     def _drop(self, segment):
+        """Forget a segment, but for what it brought to the front cache and to the statistics."""
         segment.stop()
         if segment.start == 0 and not self._head and segment.arrived >= CACHE_SIZE:
             self._head = segment.read(0, CACHE_SIZE)
