@@ -33,6 +33,11 @@ def pytest_addoption(parser):
     parser.addoption("--model-operations", type=int, default=20000, metavar="N", help="operations to compare with io.BytesIO")
 
 
+def pytest_xdist_auto_num_workers():
+    """One worker more than there are cores, since tests also wait: for timeouts, pauses and stalls."""
+    return os.cpu_count() + 1
+
+
 def pytest_configure():
     if _FOUND not in os.environ:
         os.environ[_FOUND] = " ".join("%s=%s=%s" % cli for cli in _find_clis())
