@@ -42,7 +42,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 import warnings
 import weakref
 
@@ -778,7 +777,6 @@ class _Object:
             raise ValueError("not an s3://BUCKET/KEY URL: %r" % (name,))
         self.name = name
         self.bucket, self.key = match.groups()
-        self.url = urllib.parse.ParseResult("s3", self.bucket, "/" + self.key, "", "", "")
         self.aws = _words(os.environ.get("S3ZIP_AWS") or "aws" if aws is None else aws)
         self.options = _words(options)
         self.asked_version = self.version_id = version_id
@@ -790,6 +788,12 @@ class _Object:
             raise ValueError("null byte in URL: %r" % (name,))
         if _looks_like_parameter(self.key) and "\r" in self.key:
             raise ValueError("the AWS CLI cannot be given a key like %r: it makes line feeds of its carriage returns" % self.key)
+
+    @property
+    def url(self):
+        from urllib.parse import ParseResult        # takes a fifth of all the other imports, and few ask for this
+
+        return ParseResult("s3", self.bucket, "/" + self.key, "", "", "")
 
     def get(self, http_range, body):
         """Start `aws` to fill the file `body` with a range."""

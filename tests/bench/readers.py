@@ -95,10 +95,16 @@ class Job:
         self.path = os.path.join(folder, self.key)
 
 
-def _s3zip(job):
+def _s3zip(job, **options):
     sys.path.insert(0, ROOT)
     from s3zip import S3File
-    return lambda: zipfile.ZipFile(S3File(job.url))
+    return lambda: zipfile.ZipFile(S3File(job.url, **options))
+
+
+def _s3zip_1g(job):
+    if job.work not in ("stored-1g", "stream-2g"):
+        raise Cannot("makes a difference to large stored members only")
+    return _s3zip(job, cache_size=1 << 30)
 
 
 def _local(job):
@@ -157,6 +163,7 @@ def _bare(job):
 
 READERS = {
     "s3zip": ("s3zip", _s3zip),
+    "s3zip-1g": ("s3zip, 1 GiB of temp disk", _s3zip_1g),
     "local": ("zipfile, a local file", _local),
     "smart_open": ("smart_open", _smart_open),
     "s3fs": ("s3fs", _s3fs),
