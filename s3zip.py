@@ -57,7 +57,7 @@ _BUFFER_SIZE = 128 * KiB    # of the BufferedReader: one look into a temp file s
 _FIRST_WINDOW = 1 * MiB     # of a reader who has just run on to another member, or jumped in an object without members
 _SMALLEST_RANGE = 128 * KiB  # of what is asked for: its neighbours, in 2 ms
 _GROWTH = 4                 # each further window is so many times the last one
-_FIRST_SEGMENT = 48 * MiB   # of a run: at 90 MB/s it arrives in about the time that the next call takes to start
+_FIRST_SEGMENT = 64 * MiB   # of a run: at 90 MB/s it arrives in about the time that the next call takes to start
 _SMALLEST_LIMIT = 64 * KiB  # of a segment, however little disk there is
 _JUMP = 1 * MiB             # skipping so much still counts as reading on
 _HELD_BACK = 1 * MiB        # the end of a segment, which is given out only when the call has ended and its answer is right
@@ -337,6 +337,8 @@ class _ObjectReader(io.RawIOBase):
                 return count
             if segment.ended:           # as readinto found: to look again here could find the rest of the bytes
                 self._recover(segment)
+            elif self._is_far_ahead(segment, position):
+                self._stop(segment)
             else:
                 segment.run.wait(_POLL, for_network=segment.is_short())
                 segment.run.look_again = position
@@ -346,6 +348,17 @@ class _ObjectReader(io.RawIOBase):
             if segment.start <= position < segment.end:
                 return segment
         return None
+
+    def _is_far_ahead(self, segment, position):
+        """Whether a new call would bring position sooner than the segment that is on its way to it."""
+        return (0 < segment.arrived < position - segment.start - _JUMP
+                and segment.seconds_left(position) > self._call_seconds)
+
+    def _stop(self, segment):
+        """End a call that is not worth its time; what it has brought stays."""
+        segment.stop()
+        if not segment.arrived:
+            self._drop(segment)
 
     def _recover(self, segment):
         """A segment broke off before the byte that is read now: raise its error, or let that byte be asked for again."""
@@ -425,10 +438,8 @@ class _ObjectReader(io.RawIOBase):
         """Stop what is running where nobody reads, unless it ends sooner than a new call would start."""
         for segment in [s for s in self._segments if s.running()]:
             behind = not self._is_kept(segment.run) or segment.end <= segment.run.position
-            if behind and segment.seconds_left() > self._call_seconds:
-                segment.stop()
-                if not segment.arrived:
-                    self._drop(segment)
+            if behind and segment.seconds_left(segment.end) > self._call_seconds:
+                self._stop(segment)
 
     def _fetch_ahead(self, run):
         """Start the next segment of a run before it is needed, if reading seems to go on and there is room."""
@@ -458,7 +469,7 @@ class _ObjectReader(io.RawIOBase):
         """Bytes of a segment to be read before the next one is started."""
         if self._exactly or self._is_long(self._member(segment.start)):
             return 0
-        return min((segment.end - segment.start) // 4, _LOOK_EVERY if run.depth > 1 else segment.end)
+        return min((segment.end - segment.start) // 8, _LOOK_EVERY if run.depth > 1 else segment.end)
 
     def _is_too_far(self, run, start, chain):
         """Whether start is in another member than the one read, and the run has not run on often enough to get there now; or
@@ -726,12 +737,12 @@ class _Segment:
         """How long the first byte was waited for."""
         return self._empty_at - self._call.started
 
-    def seconds_left(self):
-        """How long the rest will take at the rate seen so far."""
+    def seconds_left(self, position):
+        """How long the bytes up to position will take to come, at the rate seen so far."""
         if not self.running() or not self.arrived:
             return 0 if self.ended else float("inf")
         rate = self.arrived / (time.monotonic() - self._empty_at)
-        return (self.end - self.start - self.arrived) / rate
+        return (position - self.start - self.arrived) / rate
 
     def stop(self):
         """End the call. What has arrived stays, but for the part that only a checked answer would have released."""

@@ -651,13 +651,29 @@ def test_what_is_hardly_read_is_stopped(stub, slow, leave):
             file.seek(0)
             file.read(10)
         elif leave == "far":
-            file.seek(58 * MiB)         # what is fetched ahead
+            file.seek(58 * MiB)         # of the same range
             file.read(10)
         else:
             file.close()
             assert running() == 0
-        assert len(set(left) & set(_running())) <= (leave == "far")     # the one that is read now
+        assert set(left).isdisjoint(_running())
         assert file.raw.stats()[1] < CACHE_SIZE + 20 * MiB
+
+
+@pytest.mark.parametrize("call_seconds, calls", [(0.2, 1), (5, 0)])
+def test_a_jump_ahead_waits_if_that_is_sooner(stub, slow, call_seconds, calls):
+    """The rest of the range takes a second or two; what has come of it is still there if it is given up."""
+    url = place(stub, write_sparse, [40 * MiB, 3 * MiB])
+    with S3File(url, aws=slow(20 * MiB)) as file, zipfile.ZipFile(file) as archive, archive.open("000000") as member:
+        begin = member.read(MiB)
+        file.raw._call_seconds = call_seconds
+        before = stub.count
+        file.seek(30 * MiB)
+        assert len(file.read(10)) == 10
+        assert stub.count - before == calls
+        file.seek(0)
+        assert begin[:1000] in file.read(64 * KiB)
+        assert stub.count - before == calls
 
 
 def test_what_has_arrived_stays_usable(stub, slow):
