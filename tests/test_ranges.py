@@ -716,7 +716,7 @@ def test_the_oldest_is_evicted_first(stub):
 
 
 def test_waiting_takes_no_cpu(stub):
-    """Below 5 % of a core while nothing comes."""
+    """Below 3 % of a core while nothing comes."""
     url = place(stub, write_zeros, 30 * MiB)
     with S3File(url, aws=stub.aws) as file:
         stub.then(after=300000, pause=3)
@@ -725,7 +725,7 @@ def test_waiting_takes_no_cpu(stub):
         assert len(file.read(5 * MiB)) == 5 * MiB       # the stub sends less than was asked for: the rest is asked for again
         waited, used = time.monotonic() - started, time.process_time() - used
     assert waited >= 3
-    assert used < 0.05 * waited
+    assert used < 0.03 * waited
 
 
 _STREAM = """
