@@ -88,8 +88,8 @@ class S3File(io.BufferedReader):
         "aws --profile prod --region eu-west-1"; by default the environment variable S3ZIP_AWS, else "aws".
     version_id: the version to read (needs s3:GetObjectVersion); by default the latest, which is pinned by its ETag.
     options: more options of `aws s3api get-object`, string or sequence, such as ("--request-payer", "requester").
-    cache_size: bytes of temp disk to use, by default 512 MiB or two fifths of what is free, whichever is less. The range
-        that is being read comes on top, a quarter of it. A larger one allows larger ranges.
+    cache_size: bytes of temp disk to use, by default 512 MiB or three eighths of what is free, whichever is less. The range
+        that is being read comes on top, up to a third of it. A larger one allows larger ranges.
 
     Opening makes one call, which fetches the last CACHE_SIZE bytes and learns the length. It raises ValueError for a URL or
     a mode that cannot be, else FileNotFoundError, PermissionError, ConnectionError or a plain S3Error; all are S3Errors.
@@ -520,9 +520,9 @@ class _ObjectReader(io.RawIOBase):
         return max(_SMALLEST_LIMIT, self._temp_disk() // max(4, 2 * self._keep))
 
     def _temp_disk(self):
-        """The budget. Its default leaves half of the disk free, even with the segment that is read on top, a fourth of it."""
+        """The budget. Its default leaves half of the disk free, even with the segment that is read on top, 5/16 of it."""
         if self._budget is None:
-            self._budget = min(TEMP_DISK, shutil.disk_usage(tempfile.gettempdir()).free * 2 // 5)
+            self._budget = min(TEMP_DISK, shutil.disk_usage(tempfile.gettempdir()).free * 3 // 8)
         return self._budget
 
     def _start(self, start, end, run, why):

@@ -299,7 +299,7 @@ def test_figures():
                  "At most %d for a file that is read in one place, and %d" % (running, max(running, s3zip._MOST_RUNS + 1)),
                  "| read a member of up to %d MiB (compressed) | 1 |" % first, "1 for each further %d MiB |" % further,
                  "| %d MiB, then %d MiB each |" % (first, further), "ranges of 1, 4, 16, 64 and %d MiB" % further,
-                 "by default %d MiB or two fifths" % (s3zip.TEMP_DISK // s3zip.MiB), "After %d tries in a row" % s3zip._TRIES):
+                 "by default %d MiB or three eighths" % (s3zip.TEMP_DISK // s3zip.MiB), "After %d tries in a row" % s3zip._TRIES):
         assert text in README
 
 
