@@ -95,10 +95,10 @@ class Job:
         self.path = os.path.join(folder, self.key)
 
 
-def _s3zip(job, **options):
+def _s3zip(job, cache_size=None):
     sys.path.insert(0, ROOT)
     from s3zip import S3File
-    return lambda: zipfile.ZipFile(S3File(job.url, **options))
+    return lambda: zipfile.ZipFile(S3File(job.url, cache_size=cache_size))
 
 
 def _s3zip_1g(job):
